@@ -1,0 +1,1 @@
+"""The HTTP application, the server and the command line of Moorage."""

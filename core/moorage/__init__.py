@@ -1,0 +1,1 @@
+"""Moorage: an OCI registry that you extend in Python."""

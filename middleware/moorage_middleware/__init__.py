@@ -1,0 +1,1 @@
+"""Middleware and rules that come with Moorage."""
