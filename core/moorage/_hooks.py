@@ -1,0 +1,146 @@
+"""The hooks: what a plugin may offer, and the values it offers it in.
+
+A plugin is a module or an object with functions marked `@hookimpl`, found through the entry-point group
+`moorage.plugins`. `plugins.md` is the page for authors.
+
+Registration hooks are synchronous and called once, at the start. They return names with openers: what a name needs is
+imported by its opener, so only when a configuration uses it. An opener is called with options, decoded into the
+registered `options` struct, and returns an async context manager; its life is bounded by the registry's.
+
+Decision hooks may be sync or async. They are called one after the other, each bounded in time, and fail closed: what
+they raise, other than a `RegistryError`, fails the push. Observers are synchronous; what they raise is only logged.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Generic, Protocol, TypeVar
+
+import msgspec
+import pluggy
+
+from ._driver import Driver
+from ._errors import RegistryError
+from ._manifests import Descriptor, Manifest
+from ._operations import Caller, Handler, Operation, Origin, PushManifest
+
+PROJECT = "moorage"
+ENTRY_POINT_GROUP = "moorage.plugins"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
+
+
+class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """For what has no options."""
+
+
+class DriverFactory(msgspec.Struct, Generic[OptionsT], frozen=True):
+    """How a storage driver is opened; its options stand in the configuration as `storage: {<name>: {...}}`."""
+
+    options: type[OptionsT]
+    open: Callable[[OptionsT], AbstractAsyncContextManager[Driver]]
+
+
+class StorageMiddlewareFactory(msgspec.Struct, Generic[OptionsT], frozen=True):
+    """How a driver around a driver is opened; configured as `middleware: {storage: [{name, options}]}`."""
+
+    options: type[OptionsT]
+    open: Callable[[OptionsT, Driver], AbstractAsyncContextManager[Driver]]
+
+
+class MiddlewareFactory(msgspec.Struct, Generic[OptionsT], frozen=True):
+    """How a handler around the registry is opened.
+
+    It is opened when the configuration has `section` (a dotted path), or, without one, `plugins: {<name>: {...}}`.
+    """
+
+    options: type[OptionsT]
+    open: Callable[[OptionsT, Handler], AbstractAsyncContextManager[Handler]]
+    section: str | None = None
+
+
+class Rule(msgspec.Struct, Generic[OptionsT], frozen=True):
+    """How an object that carries decision hooks is opened; where it is configured is as for `MiddlewareFactory`."""
+
+    options: type[OptionsT]
+    open: Callable[[OptionsT], AbstractAsyncContextManager[object]]
+    section: str | None = None
+
+
+class Authenticator(Protocol):
+    """Tells who asks."""
+
+    def __call__(self, origin: Origin, /) -> Awaitable[Caller | None]:
+        """Return who asks, or None if the credentials of `origin` are not of a kind it knows.
+
+        Raises:
+            Unauthorized: they are of its kind, and wrong.
+        """
+        ...
+
+    @property
+    def challenge(self) -> str:
+        """What `WWW-Authenticate` shall say to who shows nothing."""
+        ...
+
+
+class AuthenticatorFactory(msgspec.Struct, Generic[OptionsT], frozen=True):
+    """How an authenticator is opened; configured as `auth: {<name>: {...}}`."""
+
+    options: type[OptionsT]
+    open: Callable[[OptionsT], AbstractAsyncContextManager[Authenticator]]
+
+
+@hookspec
+def register_drivers() -> Mapping[str, DriverFactory[msgspec.Struct]]:  # type: ignore[empty-body]
+    """Return storage drivers by the name that a configuration uses."""
+
+
+@hookspec
+def register_storage_middleware() -> Mapping[str, StorageMiddlewareFactory[msgspec.Struct]]:  # type: ignore[empty-body]
+    """Return drivers around drivers by name."""
+
+
+@hookspec
+def register_authenticators() -> Mapping[str, AuthenticatorFactory[msgspec.Struct]]:  # type: ignore[empty-body]
+    """Return authenticators by name."""
+
+
+@hookspec
+def register_middleware() -> Mapping[str, MiddlewareFactory[msgspec.Struct]]:  # type: ignore[empty-body]
+    """Return handlers around the registry by name."""
+
+
+@hookspec
+def register_rules() -> Mapping[str, Rule[msgspec.Struct]]:  # type: ignore[empty-body]
+    """Return rules on pushes of manifests by name."""
+
+
+@hookspec
+def validate_manifest(push: PushManifest, manifest: Manifest, registry: Handler) -> Sequence[str] | None:
+    """Judge a manifest that is about to be stored. May be async.
+
+    `registry` answers pulls and lists only. Return warnings for the client, or None.
+
+    Raises:
+        Refused: it may not be pushed.
+    """
+
+
+@hookspec
+def requires_reference(
+    push: PushManifest, manifest: Manifest, descriptor: Descriptor, registry: Handler
+) -> bool | None:
+    """Say whether `descriptor`, which `manifest` points at and which is not here, must be. May be async.
+
+    Asked only for what is missing. The first answer that is not None wins; nobody's answer means yes.
+    """
+
+
+@hookspec
+def operation_finished(
+    operation: Operation[object], reply: object, error: RegistryError | None, seconds: float
+) -> None:
+    """See an operation that has been answered, with a reply or an error; for a blob that means answered, not sent."""

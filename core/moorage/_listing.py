@@ -1,0 +1,100 @@
+"""Names in the order that clients are promised, from stores that list keys in theirs.
+
+Clients get names in byte order (OCI distribution spec, "Listing Tags"). Stores order keys, in which a name is followed
+by a slash; and since `-` and `.` come before the slash, `1.0-alpine/…` and `1.0.1/…` are listed before `1.0/…`. Sorting
+a page is not enough, as the missing name may stand on the next one.
+"""
+
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
+
+from . import _layout as layout
+from ._concurrency import map_bounded
+from ._driver import Driver
+from ._errors import NameInvalid
+from ._names import RepositoryName
+
+_LOOKS_AT_ONCE = 32
+
+
+async def names_below(
+    driver: Driver,
+    prefix: str,
+    *,
+    after: str,
+    limit: int,
+    exists: Callable[[str], Awaitable[bool]],
+) -> tuple[list[str], bool]:
+    """Return up to `limit` names of directories right below `prefix`, in byte order after `after`, and if more follow.
+
+    `exists` says whether a name, which the store listed or might have, is really there.
+
+    What is listed up to some key leaves out a smaller name only if that name is the beginning of a listed one, before
+    a dash or a dot; so these few are asked for one by one.
+    """
+    if limit == 0:
+        return [], False
+    found: set[str] = set()
+    asked: set[str] = set()
+    # Any key of a name after `after` sorts after this bare name, which is no key of its own.
+    position = prefix + after
+    # One name more than asked for tells whether a page follows.
+    while len(found) <= limit:
+        listing = await driver.list(prefix, after=position, delimiter="/", limit=limit + 1 - len(found))
+        listed = [entry.key[len(prefix) : -1] for entry in listing.entries if entry.key.endswith("/")]
+        candidates = {name for name in listed if name > after}
+        for name in listed:
+            candidates.update(
+                name[:at] for at, character in enumerate(name) if at and character in "-." and name[:at] > after
+            )
+        candidates -= asked
+        asked |= candidates
+        ordered = sorted(candidates)
+        present = await map_bounded(exists, ordered, limit=_LOOKS_AT_ONCE)
+        found.update(name for name, there in zip(ordered, present, strict=True) if there)
+        if not listing.more or not listing.entries:
+            break
+        position = listing.entries[-1].key
+    names = sorted(found)
+    return names[:limit], len(names) > limit
+
+
+async def is_below(driver: Driver, prefix: str) -> bool:
+    """Return whether any key lies below `prefix`."""
+    return bool((await driver.list(prefix, limit=1)).entries)
+
+
+async def repositories(driver: Driver, *, part: str, after: str = "") -> AsyncGenerator[RepositoryName]:
+    """Give the repositories that have something below `part`, such as `_manifests`, in byte order after `after`.
+
+    Names nest, so `a` is followed by `a-b` and only then by `a/b`: each directory stands for two places in the order,
+    its own name and the name with a slash, below which others lie.
+    """
+    async with aclosing(_walk(driver, "", part=part, after=after)) as names:
+        async for name in names:
+            # Distribution takes an upper-case first component; no client can ask this registry for it.
+            with suppress(NameInvalid):
+                yield RepositoryName(name)
+
+
+async def _walk(driver: Driver, parent: str, *, part: str, after: str) -> AsyncGenerator[str]:
+    names = [parent + child for child in await _children(driver, layout.REPOSITORIES + parent) if child[0] != "_"]
+    for place in sorted([*names, *(name + "/" for name in names)]):
+        if not place.endswith("/"):
+            if place > after and await is_below(driver, f"{layout.REPOSITORIES}{place}/{part}/"):
+                yield place
+        elif place > after or after.startswith(place):
+            async with aclosing(_walk(driver, place, part=part, after=after)) as below:
+                async for name in below:
+                    yield name
+
+
+async def _children(driver: Driver, prefix: str) -> Sequence[str]:
+    children: list[str] = []
+    position = ""
+    while True:
+        listing = await driver.list(prefix, after=position, delimiter="/")
+        children += [entry.key[len(prefix) : -1] for entry in listing.entries if entry.key.endswith("/")]
+        if not listing.more:
+            return children
+        position = listing.entries[-1].key

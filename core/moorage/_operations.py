@@ -1,0 +1,410 @@
+"""Everything that can be asked of a registry, as values, and what is answered.
+
+One idea: an operation is a frozen value; whatever answers it is a handler; a middleware is a handler that holds
+another. Calls go down once, replies come up once. Authentication, limits, metrics and caches are middleware; the
+innermost handler is `Registry`, over a driver.
+
+A reply that carries bytes is not open yet, so nothing leaks where it is dropped; a request that carries bytes has a
+`Body`, which is read once. There is no ambient context: who asks, and from where, are fields.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from enum import Enum
+from typing import Generic, Literal, Protocol, TypeVar
+
+import msgspec
+
+from ._digests import Digest
+from ._driver import Reader
+from ._manifests import Descriptor, Manifest
+from ._names import Reference, RepositoryName, Tag
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+Action = Literal["pull", "push", "delete", "catalog"]
+
+
+class Credentials(msgspec.Struct, frozen=True):
+    """What came with a request to say who asks: the scheme (`basic`, `bearer`, lower case) and its value."""
+
+    scheme: str
+    value: str
+
+    def __repr__(self) -> str:
+        """Return a text without the secret."""
+        return f"Credentials(scheme={self.scheme!r}, value=…)"
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a request came from.
+
+    Attributes:
+        request_id: names the request in logs and events.
+        address: the client's network address, without port; empty inside the process.
+        host: the Host that was asked.
+        method: the HTTP method; empty inside the process.
+        user_agent: what the client says it is.
+        base_url: under which URL this registry is seen by the client, without a slash at the end.
+        credentials: what the client says to be known by.
+        tls_peer: the client's verified certificate (DER), if it showed one.
+    """
+
+    request_id: str = ""
+    address: str = ""
+    host: str = ""
+    method: str = ""
+    user_agent: str = ""
+    base_url: str = ""
+    credentials: Credentials | None = None
+    tls_peer: bytes | None = None
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks; an empty name is nobody in particular."""
+
+    name: str = ""
+    groups: frozenset[str] = frozenset()
+
+
+class Access(msgspec.Struct, frozen=True):
+    """One right that an operation needs; `repository` is None for the registry as a whole."""
+
+    repository: RepositoryName | None
+    action: Action
+
+
+INSIDE = Origin()
+ANONYMOUS = Caller()
+
+
+class Body(Protocol):
+    """The bytes that come with an operation, read once.
+
+    `length` is how many are announced, None if nobody said. Reading raises `ClientLeft` when the sender goes away or
+    ends before that.
+    """
+
+    length: int | None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Give the bytes in pieces of any size."""
+        ...
+
+
+class Operation(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True):
+    """One thing that a client asks for; the type argument is what it is answered with."""
+
+    origin: Origin = INSIDE
+    caller: Caller = ANONYMOUS
+
+    @property
+    def access(self) -> tuple[Access, ...]:
+        """The rights one must have for it."""
+        raise NotImplementedError
+
+
+class _RepositoryOperation(Operation[R_co], frozen=True, kw_only=True):
+    repository: RepositoryName
+
+
+class _PullOperation(_RepositoryOperation[R_co], frozen=True, kw_only=True):
+    @property
+    def access(self) -> tuple[Access, ...]:
+        return (Access(self.repository, "pull"),)
+
+
+class _PushOperation(_RepositoryOperation[R_co], frozen=True, kw_only=True):
+    @property
+    def access(self) -> tuple[Access, ...]:
+        return (Access(self.repository, "pull"), Access(self.repository, "push"))
+
+
+class _DeleteOperation(_RepositoryOperation[R_co], frozen=True, kw_only=True):
+    @property
+    def access(self) -> tuple[Access, ...]:
+        return (Access(self.repository, "delete"),)
+
+
+class Handler(Protocol):
+    """Whatever answers operations."""
+
+    async def __call__(self, operation: Operation[R], /) -> R:
+        """Answer `operation`, or raise a `RegistryError`."""
+        ...
+
+
+# ---- replies
+
+
+class Pong(msgspec.Struct, frozen=True):
+    """The registry is there and speaks this API."""
+
+
+OpenBlob = Callable[[int, int | None], AbstractAsyncContextManager[Reader]]
+
+
+class Blob(msgspec.Struct, frozen=True, kw_only=True):
+    """A blob that is not open yet.
+
+    `open(start, stop)` opens a range of it. `url(client_address)` asks the store for a URL from which a client may
+    fetch it itself, or None where it has none.
+    """
+
+    descriptor: Descriptor
+    open: OpenBlob
+    url: Callable[[str], Awaitable[str | None]]
+
+
+class BlobPushed(msgspec.Struct, frozen=True, kw_only=True):
+    """The blob is in the repository, durably."""
+
+    repository: RepositoryName
+    digest: Digest
+
+
+class UploadOpened(msgspec.Struct, frozen=True, kw_only=True):
+    """An upload session is open."""
+
+    repository: RepositoryName
+    upload_id: str
+
+
+class UploadProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an upload session stands: `offset` bytes are acknowledged."""
+
+    repository: RepositoryName
+    upload_id: str
+    offset: int
+
+
+class UploadCancelled(msgspec.Struct, frozen=True):
+    """The session and its bytes are gone."""
+
+    upload_id: str
+
+
+class ManifestPushed(msgspec.Struct, frozen=True, kw_only=True):
+    """The manifest is in the repository, durably.
+
+    `tags` are those that now mean it; `warnings` are sentences for the client's user.
+    """
+
+    repository: RepositoryName
+    descriptor: Descriptor
+    reference: Reference
+    subject: Digest | None = None
+    tags: tuple[Tag, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Deleted(msgspec.Struct, frozen=True, kw_only=True):
+    """It is gone; `tags` are those that went with it."""
+
+    tags: tuple[Tag, ...] = ()
+
+
+class TagList(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of a repository's tags in byte order; `more` says whether some follow."""
+
+    repository: RepositoryName
+    tags: tuple[Tag, ...]
+    more: bool
+
+
+class RepositoryList(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of the repositories in byte order; `more` says whether some follow."""
+
+    repositories: tuple[RepositoryName, ...]
+    more: bool
+
+
+class ReferrerList(msgspec.Struct, frozen=True, kw_only=True):
+    """A page of a subject's referrers in order of digest; `more` says whether some follow."""
+
+    referrers: tuple[Descriptor, ...]
+    more: bool
+    last: Digest | None
+
+
+# ---- operations
+
+
+class Ping(Operation[Pong], frozen=True, kw_only=True):
+    """Is this a registry, and may the caller use it at all? (end-1)."""
+
+    @property
+    def access(self) -> tuple[Access, ...]:
+        """No right in particular."""
+        return ()
+
+
+class PullManifest(_PullOperation[Manifest], frozen=True, kw_only=True):
+    """The manifest of a tag or digest (end-3)."""
+
+    reference: Reference
+
+
+class PullBlob(_PullOperation[Blob], frozen=True, kw_only=True):
+    """A blob by digest (end-2)."""
+
+    digest: Digest
+
+
+class TagCondition(Enum):
+    """What must be true of a tag before a push may write it; enforced in the very moment of the write."""
+
+    ABSENT_OR_SAME = "absent or same digest"
+
+
+class Match(msgspec.Struct, frozen=True):
+    """A list of entity tags, as in `If-Match`: digests, or any (`*`)."""
+
+    digests: frozenset[str] = frozenset()
+    any: bool = False
+
+    def matches(self, current: Digest | None) -> bool:
+        """Return whether `current`, None for nothing, is one of them."""
+        return current is not None and (self.any or current in self.digests)
+
+
+class PushManifest(_PushOperation[ManifestPushed], frozen=True, kw_only=True):
+    """Put a manifest into a repository, under its digest and perhaps tags (end-7).
+
+    Attributes:
+        reference: what it is pushed as.
+        media_type: what it is pushed as, without parameters.
+        data: its bytes; they are stored as they are.
+        tags: further tags to write (end-7b). Several tags are not one transaction.
+        if_match: what `reference` must mean now.
+        if_none_match: what `reference` must not mean now.
+        tag_condition: what must be true of every tag that is written.
+        unchecked: skip the rules and the look for missing references. For mirrors and copies inside the process;
+            no route ever sets it.
+    """
+
+    reference: Reference
+    media_type: str
+    data: bytes
+    tags: tuple[Tag, ...] = ()
+    if_match: Match | None = None
+    if_none_match: Match | None = None
+    tag_condition: TagCondition | None = None
+    unchecked: bool = False
+
+
+class DeleteTag(_DeleteOperation[Deleted], frozen=True, kw_only=True):
+    """Make a tag mean nothing (end-9)."""
+
+    tag: Tag
+    if_match: Match | None = None
+
+
+class DeleteManifest(_DeleteOperation[Deleted], frozen=True, kw_only=True):
+    """Take a manifest, and every tag that means it, out of a repository (end-9)."""
+
+    digest: Digest
+    if_match: Match | None = None
+
+
+class DeleteBlob(_DeleteOperation[Deleted], frozen=True, kw_only=True):
+    """Take a blob out of a repository (end-10)."""
+
+    digest: Digest
+
+
+class OpenUpload(_PushOperation[UploadOpened], frozen=True, kw_only=True):
+    """Begin to push a blob (end-4a, end-4c).
+
+    `digest` is what the client says it will commit, `algorithm` what it will be hashed with; both only help.
+    """
+
+    digest: Digest | None = None
+    algorithm: str | None = None
+
+
+class PushBlob(_PushOperation[BlobPushed], frozen=True, kw_only=True):
+    """Push a blob in one request (end-4b)."""
+
+    digest: Digest
+    body: Body
+
+
+class MountBlob(_RepositoryOperation[BlobPushed | UploadOpened], frozen=True, kw_only=True):
+    """Take a blob over from another repository, or from any where `source` is None (end-11).
+
+    Where that cannot be, an upload session is opened instead.
+    """
+
+    digest: Digest
+    source: RepositoryName | None = None
+
+    @property
+    def access(self) -> tuple[Access, ...]:
+        """Push here, pull there."""
+        here = (Access(self.repository, "pull"), Access(self.repository, "push"))
+        return here if self.source is None else (*here, Access(self.source, "pull"))
+
+
+class StatUpload(_PullOperation[UploadProgress], frozen=True, kw_only=True):
+    """Where does this upload stand? (end-13). Clients ask it with a right to pull only."""
+
+    upload_id: str
+
+
+class AppendUpload(_PushOperation[UploadProgress], frozen=True, kw_only=True):
+    """Send on a blob (end-5).
+
+    `start` is where the client believes the upload to stand, None to append wherever that is; `length` is how many
+    bytes its range names, None if it named none.
+    """
+
+    upload_id: str
+    body: Body
+    start: int | None = None
+    length: int | None = None
+
+
+class CommitUpload(_PushOperation[BlobPushed], frozen=True, kw_only=True):
+    """Send the rest of a blob, perhaps nothing, and make it visible under its digest (end-6)."""
+
+    upload_id: str
+    digest: Digest
+    body: Body
+    start: int | None = None
+    length: int | None = None
+
+
+class CancelUpload(_PushOperation[UploadCancelled], frozen=True, kw_only=True):
+    """Give an upload up (end-14)."""
+
+    upload_id: str
+
+
+class ListTags(_PullOperation[TagList], frozen=True, kw_only=True):
+    """The tags of a repository that come after `after`, up to `limit` (end-8)."""
+
+    after: str = ""
+    limit: int = 1000
+
+
+class ListReferrers(_PullOperation[ReferrerList], frozen=True, kw_only=True):
+    """Manifests whose subject is `subject` (end-12), after `after` in order of digest, up to `limit`."""
+
+    subject: Digest
+    artifact_type: str | None = None
+    after: str = ""
+    limit: int = 1000
+
+
+class ListRepositories(Operation[RepositoryList], frozen=True, kw_only=True):
+    """The names of all repositories that come after `after`, up to `limit` (distribution's `_catalog`)."""
+
+    after: str = ""
+    limit: int = 1000
+
+    @property
+    def access(self) -> tuple[Access, ...]:
+        """To see the catalog."""
+        return (Access(None, "catalog"),)

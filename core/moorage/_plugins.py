@@ -1,0 +1,312 @@
+"""Finding plugins, knowing what became of each, and calling their hooks.
+
+pluggy keeps the plugins, checks their signatures and orders them. Two things it does not do are done here: one plugin
+that cannot be loaded does not keep others from loading, and decision hooks are awaited. (pluggy would take the first
+coroutine for the first answer, and its wrappers see coroutines, not results; so wrappers on decisions are refused.)
+"""
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import EntryPoint, entry_points
+from types import ModuleType
+from typing import cast
+
+import msgspec
+import pluggy
+import trio
+
+from . import _hooks as hooks  # pyright: ignore[reportPrivateUsage] - the module itself holds the specifications
+from ._errors import InternalError, RegistryError
+from ._hooks import (
+    ENTRY_POINT_GROUP,
+    PROJECT,
+    AuthenticatorFactory,
+    DriverFactory,
+    MiddlewareFactory,
+    Rule,
+    StorageMiddlewareFactory,
+)
+from ._manifests import Descriptor, Manifest
+from ._operations import Handler, Operation, PushManifest
+
+_log = logging.getLogger("moorage.plugins")
+
+HOOK_SECONDS = 10.0
+"""How long one implementation of a decision hook may take."""
+
+_DECISIONS = ("validate_manifest", "requires_reference")
+_REGISTRATIONS = (
+    "register_drivers",
+    "register_storage_middleware",
+    "register_authenticators",
+    "register_middleware",
+    "register_rules",
+)
+_HOOK_THREADS = 4
+
+
+class PluginError(Exception):
+    """What a plugin offers cannot be used: two of one name, or not what its hook should return."""
+
+
+class PluginRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one plugin.
+
+    Attributes:
+        name: its name among the plugins: the entry point's.
+        distribution: the installed distribution that brings it; empty for one registered in the process.
+        version: of that distribution.
+        module: where it lies.
+        hooks: which hooks it implements.
+        registers: what it offers, by registration hook.
+        error: why it is not in use; None if it is.
+    """
+
+    name: str
+    distribution: str = ""
+    version: str = ""
+    module: str = ""
+    hooks: tuple[str, ...] = ()
+    registers: Mapping[str, tuple[str, ...]] = {}
+    error: str | None = None
+
+
+class PluginManager:
+    """The plugins of one process."""
+
+    def __init__(self, *specifications: ModuleType) -> None:
+        """Begin with no plugins; `specifications` are modules with further hookspecs, such as the app's."""
+        self._specifications = (hooks, *specifications)
+        self._pluggy = self._fresh()
+        self._records: dict[str, PluginRecord] = {}
+        self._threads: trio.CapacityLimiter | None = None
+
+    def _fresh(self) -> pluggy.PluginManager:
+        manager = pluggy.PluginManager(PROJECT)
+        for module in self._specifications:
+            manager.add_hookspecs(module)
+        return manager
+
+    @property
+    def records(self) -> tuple[PluginRecord, ...]:
+        """What became of each plugin, by name."""
+        return tuple(self._records[name] for name in sorted(self._records))
+
+    def load_entry_points(self, found: Iterable[EntryPoint] | None = None) -> None:
+        """Load every installed plugin; one that fails is recorded and logged, and the others go on."""
+        points = entry_points(group=ENTRY_POINT_GROUP) if found is None else found
+        for point in sorted(points, key=lambda point: point.name):
+            brought_by = point.dist
+            distribution, version = (brought_by.name, brought_by.version) if brought_by else ("", "")
+            try:
+                plugin: object = point.load()
+            # Whatever the code of others does when imported, it is reported under its name.
+            except (Exception, SystemExit) as error:  # noqa: BLE001
+                self._refuse(point.name, distribution, version, point.value, f"cannot be imported: {_say(error)}")
+            else:
+                self.register(plugin, point.name, distribution=distribution, version=version, module=point.value)
+
+    def register(
+        self, plugin: object, name: str, *, distribution: str = "", version: str = "", module: str = ""
+    ) -> PluginRecord:
+        """Take `plugin` into use under `name`; return what became of it."""
+        if name in self._records:
+            other = self._records[name]
+            reason = f"a plugin of this name is already there, from {other.distribution or other.module}"
+            # Recorded under a name of its own, so that both are seen.
+            return self._refuse(f"{name} ({distribution or module})", distribution, version, module, reason)
+        try:
+            hooks, registers = self._try(plugin, name)
+        except (pluggy.PluginValidationError, PluginError) as error:
+            return self._refuse(name, distribution, version, module, _say(error))
+        except Exception as error:  # noqa: BLE001 - a registration hook of others may raise anything
+            return self._refuse(name, distribution, version, module, f"failed while registering: {_say(error)}")
+        self._pluggy.register(plugin, name=name)
+        record = PluginRecord(
+            name=name, distribution=distribution, version=version, module=module, hooks=hooks, registers=registers
+        )
+        self._records[name] = record
+        return record
+
+    def _refuse(self, name: str, distribution: str, version: str, module: str, reason: str) -> PluginRecord:
+        record = PluginRecord(name=name, distribution=distribution, version=version, module=module, error=reason)
+        self._records[name] = record
+        _log.error("plugin %s of %s is not in use: %s", name, distribution or module or "this process", reason)
+        return record
+
+    def _try(self, plugin: object, name: str) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+        """Check `plugin` on a manager of its own, since pluggy keeps the half of a plugin that it then refuses."""
+        trial = self._fresh()
+        trial.register(plugin, name=name)
+        trial.check_pending()
+        callers = trial.get_hookcallers(plugin) or []
+        registers: dict[str, tuple[str, ...]] = {}
+        for caller in callers:
+            for implementation in caller.get_hookimpls():
+                if caller.name in _DECISIONS and (implementation.wrapper or implementation.hookwrapper):
+                    raise PluginError(f"{caller.name} is a decision and cannot be wrapped")
+                if caller.name not in _DECISIONS and inspect.iscoroutinefunction(implementation.function):
+                    raise PluginError(f"{caller.name} is called synchronously; it cannot be async")
+            if caller.name in _REGISTRATIONS:
+                (offered,) = caller()
+                registers[caller.name] = tuple(sorted(_checked(caller.name, offered)))
+        return tuple(sorted(caller.name for caller in callers)), registers
+
+    def unregister(self, name: str) -> None:
+        """Take the plugin `name` out of use."""
+        self._pluggy.unregister(name=name)
+        del self._records[name]
+
+    # ---- registration hooks
+
+    def drivers(self) -> dict[str, DriverFactory[msgspec.Struct]]:
+        """Return the storage drivers on offer."""
+        return cast("dict[str, DriverFactory[msgspec.Struct]]", self._offered("register_drivers"))
+
+    def storage_middleware(self) -> dict[str, StorageMiddlewareFactory[msgspec.Struct]]:
+        """Return the storage middleware on offer."""
+        return cast("dict[str, StorageMiddlewareFactory[msgspec.Struct]]", self._offered("register_storage_middleware"))
+
+    def authenticators(self) -> dict[str, AuthenticatorFactory[msgspec.Struct]]:
+        """Return the authenticators on offer."""
+        return cast("dict[str, AuthenticatorFactory[msgspec.Struct]]", self._offered("register_authenticators"))
+
+    def middleware(self) -> dict[str, MiddlewareFactory[msgspec.Struct]]:
+        """Return the middleware on offer."""
+        return cast("dict[str, MiddlewareFactory[msgspec.Struct]]", self._offered("register_middleware"))
+
+    def rules(self) -> dict[str, Rule[msgspec.Struct]]:
+        """Return the rules on offer."""
+        return cast("dict[str, Rule[msgspec.Struct]]", self._offered("register_rules"))
+
+    def _offered(self, hook: str) -> dict[str, object]:
+        """Return everything that implementations of `hook` offer.
+
+        Raises:
+            PluginError: two plugins offer the same name.
+        """
+        offered: dict[str, object] = {}
+        by: dict[str, str] = {}
+        for implementation in self._implementations(hook):
+            for name, factory in _checked(hook, implementation.function()).items():
+                if name in by:
+                    raise PluginError(
+                        f"the plugins {by[name]!r} and {implementation.plugin_name!r} both offer {name!r} in {hook}"
+                    )
+                by[name] = implementation.plugin_name
+                offered[name] = factory
+        return offered
+
+    def call(self, hook: str) -> list[object]:
+        """Call a synchronous hook without arguments, such as one of the app's, and return what it gave."""
+        caller = cast("Callable[[], list[object]]", getattr(self._pluggy.hook, hook))
+        return caller()
+
+    def _implementations(self, hook: str) -> Sequence[pluggy.HookImpl]:
+        """Return the implementations of `hook` in the order in which pluggy calls them."""
+        caller = cast("pluggy.HookCaller", getattr(self._pluggy.hook, hook))
+        return caller.get_hookimpls()[::-1]
+
+    # ---- decisions and observers
+
+    async def validate_manifest(self, push: PushManifest, manifest: Manifest, registry: Handler) -> tuple[str, ...]:
+        """Ask every plugin whether `manifest` may be pushed; return their warnings.
+
+        Raises:
+            RegistryError: one of them refuses, or fails.
+        """
+        warnings: list[str] = []
+        for implementation in self._implementations("validate_manifest"):
+            said = await self._ask(implementation, push=push, manifest=manifest, registry=registry)
+            if said is None:
+                continue
+            if isinstance(said, str) or not isinstance(said, Sequence):
+                raise _nonsense(implementation, "validate_manifest", said)
+            warnings += [str(each) for each in cast("Sequence[object]", said)]
+        return tuple(warnings)
+
+    async def requires_reference(
+        self, push: PushManifest, manifest: Manifest, descriptor: Descriptor, registry: Handler
+    ) -> bool:
+        """Ask whether the missing `descriptor` must be there; the first plugin with an opinion decides.
+
+        Raises:
+            RegistryError: a plugin fails.
+        """
+        for implementation in self._implementations("requires_reference"):
+            said = await self._ask(
+                implementation, push=push, manifest=manifest, descriptor=descriptor, registry=registry
+            )
+            if isinstance(said, bool):
+                return said
+            if said is not None:
+                raise _nonsense(implementation, "requires_reference", said)
+        return True
+
+    @property
+    def observed(self) -> bool:
+        """Whether any plugin wants to see finished operations."""
+        return bool(self._implementations("operation_finished"))
+
+    def operation_finished(
+        self, operation: Operation[object], reply: object, error: RegistryError | None, seconds: float
+    ) -> None:
+        """Show a finished operation to every observer; what one raises is logged."""
+        offered = {"operation": operation, "reply": reply, "error": error, "seconds": seconds}
+        for implementation in self._implementations("operation_finished"):
+            try:
+                implementation.function(*[offered[name] for name in implementation.argnames])
+            except Exception:  # noqa: BLE001 - an observer never harms what it observes
+                _log.exception("plugin %s failed in operation_finished", implementation.plugin_name)
+
+    async def _ask(self, implementation: pluggy.HookImpl, **offered: object) -> object:
+        """Call one implementation of a decision hook, bounded in time; a sync one in a thread that may be left behind.
+
+        Raises:
+            InternalError: it fails, or takes too long.
+        """
+        arguments = [offered[name] for name in implementation.argnames]
+        function = implementation.function
+        try:
+            with trio.fail_after(HOOK_SECONDS):
+                if inspect.iscoroutinefunction(function):
+                    return await function(*arguments)
+                if self._threads is None:
+                    self._threads = trio.CapacityLimiter(_HOOK_THREADS)
+                return await trio.to_thread.run_sync(
+                    function, *arguments, abandon_on_cancel=True, limiter=self._threads
+                )
+        except RegistryError:
+            raise
+        except trio.TooSlowError:
+            _log.error("plugin %s took more than %s s to decide", implementation.plugin_name, HOOK_SECONDS)
+            raise InternalError(f"the plugin {implementation.plugin_name} did not decide in time") from None
+        except Exception as error:  # decisions fail closed, whatever happened
+            _log.exception("plugin %s failed to decide", implementation.plugin_name)
+            raise InternalError(f"the plugin {implementation.plugin_name} failed") from error
+
+
+def _checked(hook: str, offered: object) -> dict[str, object]:
+    """Return what a registration hook gave if it is a mapping from names to factories.
+
+    Raises:
+        PluginError: it is not.
+    """
+    if not isinstance(offered, Mapping):
+        raise PluginError(f"{hook} returned {type(offered).__name__}, not a mapping of names")
+    found = cast("Mapping[object, object]", offered)
+    for name, factory in found.items():
+        if not isinstance(name, str) or not isinstance(factory, msgspec.Struct):
+            raise PluginError(f"{hook} returned {name!r}: {type(factory).__name__}, not a name with a factory")
+    return {str(name): factory for name, factory in found.items()}
+
+
+def _nonsense(implementation: pluggy.HookImpl, hook: str, said: object) -> InternalError:
+    _log.error("plugin %s answered %s with %s", implementation.plugin_name, hook, type(said).__name__)
+    return InternalError(f"the plugin {implementation.plugin_name} failed")
+
+
+def _say(error: BaseException) -> str:
+    """Return the kind and text of `error` in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,486 @@
+"""Upload sessions: opened, sent to, committed, cancelled, expired.
+
+Answers for the OCI distribution spec, "Pushing Blobs". Rules this file keeps:
+
+- All of a session lies in the store, so that any process can serve its next request. `state` says where it stands and
+  is replaced last; what is acknowledged is what `state` says, and bytes beyond are dropped by the next writer.
+- One request at a time works on a session. Stores that can, lock it; in others the loser of a race learns it when its
+  progress would be saved. Either way it hears 416 and where the session stands.
+- A client that leaves in the middle of a chunk loses nothing: what arrived is kept.
+- The hash goes on from one request to the next, so a commit reads nothing again, unless another algorithm is asked
+  for than was announced.
+- The content is made visible first, then linked, then the session is removed.
+"""
+
+import logging
+import secrets
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
+
+import msgspec
+import trio
+
+from . import _layout as layout
+from ._digests import CANONICAL, Digest, Hasher, check_algorithm, open_hasher, resume_hasher
+from ._driver import Condition, Driver, Unchanged, Upload
+from ._errors import (
+    ClientLeft,
+    ConditionFailed,
+    DigestInvalid,
+    DriverError,
+    KeyUnknown,
+    SizeInvalid,
+    UploadBusy,
+    UploadGone,
+    UploadOutOfOrder,
+    UploadUnknown,
+)
+from ._listing import repositories
+from ._names import RepositoryName
+from ._operations import AppendUpload, Body, CommitUpload, PushBlob
+
+_log = logging.getLogger("moorage.uploads")
+
+_PIECE = 1 << 20
+"""Bytes gathered before they are hashed and written: each such step may cost a hop to a thread."""
+
+_HASH_HERE = 1 << 16
+"""Up to so many bytes are hashed in the event loop: quicker than the hop."""
+
+_SAVE_SECONDS = 10
+"""How long the progress of a request that was cancelled may take to be saved."""
+
+
+class _State(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a session stands, as its `state` object holds it (JSON).
+
+    Attributes:
+        offset: bytes acknowledged.
+        algorithm: what the bytes are hashed with while they arrive.
+        hash: the hash's state at `offset`; None if this cannot be carried, and the commit must read again.
+        token: the driver's, for `resume_upload`.
+        announced: the digest the client said it would commit.
+        version: of this format.
+    """
+
+    offset: int
+    algorithm: str
+    hash: bytes | None
+    token: bytes
+    announced: str | None = None
+    version: int = 1
+
+
+_states = msgspec.json.Decoder(_State)
+
+
+def _new_upload_id() -> str:
+    """Return a UUID of version 7, as distribution makes them: its purger knows a session by its name being one."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = (milliseconds & ((1 << 48) - 1)) << 80 | secrets.randbits(80)
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return str(uuid.UUID(int=value))
+
+
+def check_upload_id(text: str) -> str:
+    """Return `text` if it can be the id of a session.
+
+    Raises:
+        UploadUnknown: it is no UUID, so no session has it.
+    """
+    try:
+        if str(uuid.UUID(text)) == text:
+            return text
+    except ValueError:
+        pass
+    raise UploadUnknown("there is no such upload")
+
+
+class Uploads:
+    """The upload sessions of a store."""
+
+    def __init__(self, driver: Driver) -> None:
+        """Keep sessions on `driver`."""
+        self._driver = driver
+
+    async def open(self, repository: RepositoryName, *, digest: Digest | None, algorithm: str | None) -> str:
+        """Open a session and return its id.
+
+        Raises:
+            DigestInvalid: the announced algorithm cannot be computed here.
+        """
+        algorithm = digest.algorithm if digest else algorithm or CANONICAL
+        check_algorithm(algorithm)
+        upload_id = _new_upload_id()
+        session = layout.upload(repository, upload_id)
+        async with self._driver.open_upload(session + "data", self._destination(digest)) as upload:
+            token = await upload.suspend()
+        now = layout.started_at_content(time.time())
+        await self._driver.write(session + "startedat", now, durable=False)
+        state = _State(
+            offset=0, algorithm=algorithm, hash=open_hasher(algorithm).state(), token=token, announced=digest
+        )
+        await _save_state(self._driver, session, state, None)
+        return upload_id
+
+    def _destination(self, announced: Digest | None) -> str | None:
+        if announced is None or not self._driver.capabilities.announced_destination:
+            return None
+        return layout.blob(announced)
+
+    async def offset(self, repository: RepositoryName, upload_id: str) -> int:
+        """Return how many bytes of a session are acknowledged.
+
+        Raises:
+            UploadUnknown: there is no such session.
+        """
+        state, _ = await self._load(repository, upload_id)
+        return state.offset
+
+    async def append(self, operation: AppendUpload) -> int:
+        """Take in the body of `operation`; return how many bytes the session has now.
+
+        Raises:
+            UploadUnknown, UploadOutOfOrder, SizeInvalid, ClientLeft: as they say.
+        """
+        async with self._held(operation) as held:
+            await held.receive(operation.body, operation.length, acknowledge=True)
+            return held.offset
+
+    async def commit(self, operation: CommitUpload) -> None:
+        """Take in the body of `operation` and make the blob visible, in the store, not yet in the repository.
+
+        Raises:
+            UploadUnknown, UploadOutOfOrder, SizeInvalid, ClientLeft: as they say.
+            DigestInvalid: the content has another digest; the session is gone.
+        """
+        check_algorithm(operation.digest.algorithm)
+        try:
+            async with self._held(operation) as held:
+                await held.receive(operation.body, operation.length, acknowledge=False)
+                await held.commit(operation.digest)
+        except UploadGone:
+            await self._finish_interrupted(operation)
+        except DigestInvalid:
+            await self.remove(operation.repository, operation.upload_id)
+            raise
+
+    async def push(self, operation: PushBlob) -> None:
+        """Make the body of `operation` visible as a blob, in the store, in one go and without a session to resume.
+
+        Raises:
+            DigestInvalid: the content has another digest.
+            ClientLeft: the client did.
+        """
+        hasher = open_hasher(operation.digest.algorithm)
+        upload_id = _new_upload_id()
+        session = layout.upload(operation.repository, upload_id)
+        destination = self._destination(operation.digest)
+        async with self._driver.open_upload(session + "data", destination) as upload:
+            try:
+
+                async def take(piece: bytes) -> None:
+                    await upload.write(piece)
+                    await _hash(hasher, piece)
+
+                await _in_pieces(operation.body, take)
+                _compare(operation.digest, hasher.digest())
+                await upload.commit(layout.blob(operation.digest))
+            except BaseException:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS):
+                    await upload.abort()
+                raise
+            finally:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS):
+                    await self.remove(operation.repository, upload_id)
+
+    async def cancel(self, repository: RepositoryName, upload_id: str) -> None:
+        """End a session and free what it holds.
+
+        Raises:
+            UploadUnknown: there is no such session.
+            UploadOutOfOrder: a request is at work on it.
+        """
+        state, _ = await self._load(repository, upload_id)
+        try:
+            async with self._driver.resume_upload(state.token, state.offset) as upload:
+                await upload.abort()
+        except UploadGone:
+            pass
+        except UploadBusy:
+            raise _busy(upload_id, state.offset) from None
+        await self.remove(repository, upload_id)
+
+    async def remove(self, repository: str, upload_id: str) -> None:
+        """Remove every trace of a session; `state` goes first, so that nobody takes up what is half gone."""
+        session = layout.upload(repository, upload_id)
+        await self._driver.delete(session + "state", durable=False)
+        await self._driver.delete_below(session, durable=False)
+
+    async def expire(self, *, older_than: float, dry_run: bool) -> int:
+        """Remove the sessions, of any implementation, that nothing has happened to since Unix time `older_than`.
+
+        Returns:
+            how many there were.
+        """
+        count = 0
+        async with aclosing(repositories(self._driver, part="_uploads")) as found:
+            async for repository in found:
+                for upload_id in await self._sessions(repository):
+                    if await self._touched(repository, upload_id) >= older_than:
+                        continue
+                    count += 1
+                    _log.info("upload %s of %s is abandoned%s", upload_id, repository, " (dry run)" if dry_run else "")
+                    if not dry_run:
+                        await self._expire_one(repository, upload_id)
+        return count
+
+    async def _expire_one(self, repository: RepositoryName, upload_id: str) -> None:
+        try:
+            await self.cancel(repository, upload_id)
+        except UploadUnknown:
+            await self.remove(repository, upload_id)
+        except UploadOutOfOrder:
+            _log.info("upload %s of %s is in use after all", upload_id, repository)
+
+    async def _sessions(self, repository: RepositoryName) -> list[str]:
+        prefix = layout.uploads(repository)
+        found: list[str] = []
+        position = ""
+        while True:
+            listing = await self._driver.list(prefix, after=position, delimiter="/")
+            found += [entry.key[len(prefix) : -1] for entry in listing.entries if entry.key.endswith("/")]
+            if not listing.more:
+                return found
+            position = listing.entries[-1].key
+
+    async def _touched(self, repository: RepositoryName, upload_id: str) -> float:
+        """Return when something last happened to a session; it began then, or its state or bytes were written."""
+        session = layout.upload(repository, upload_id)
+        times: list[float] = []
+        with suppress(KeyUnknown):
+            times.append(layout.parse_started_at(await self._driver.read(session + "startedat", limit=1024)) or 0)
+        for entry in (await self._driver.list(session, limit=10)).entries:
+            try:
+                times.append((await self._driver.stat(entry.key)).modified)
+            except KeyUnknown:
+                continue
+        # One without any time vanished while being looked at.
+        return max(times, default=time.time())
+
+    async def _load(self, repository: RepositoryName, upload_id: str) -> tuple[_State, str]:
+        """Return a session's state and the version of the object that holds it."""
+        key = layout.upload(repository, check_upload_id(upload_id)) + "state"
+        try:
+            async with self._driver.open(key) as reader:
+                data = b"".join([chunk async for chunk in reader])
+                return _states.decode(data), reader.stat.version
+        except (KeyUnknown, msgspec.MsgspecError):
+            raise UploadUnknown("there is no such upload", detail={"upload": upload_id}) from None
+
+    @asynccontextmanager
+    async def _held(self, operation: AppendUpload | CommitUpload) -> AsyncGenerator["_Held"]:
+        """Hold the session of `operation`, at the offset that its request names, while its request is answered."""
+        state, version = await self._load(operation.repository, operation.upload_id)
+        if operation.start is not None and operation.start != state.offset:
+            raise UploadOutOfOrder(
+                f"the chunk begins at {operation.start}, the upload stands at {state.offset}",
+                upload_id=operation.upload_id,
+                offset=state.offset,
+            )
+        if operation.length is not None and operation.body.length not in {None, operation.length}:
+            raise SizeInvalid(f"Content-Range names {operation.length} bytes, Content-Length {operation.body.length}")
+        session = layout.upload(operation.repository, operation.upload_id)
+        exclusive = self._driver.capabilities.exclusive_uploads
+        try:
+            async with self._driver.resume_upload(state.token, state.offset) as upload:
+                if exclusive:
+                    # Between the look and the lock another request may have come and gone.
+                    now, version_now = await self._load(operation.repository, operation.upload_id)
+                    if version_now != version:
+                        raise _busy(operation.upload_id, now.offset)
+                condition = Unchanged(version) if self._driver.capabilities.cas and not exclusive else None
+                yield _Held(self._driver, session, operation.upload_id, state, upload, condition)
+        except UploadBusy:
+            raise _busy(operation.upload_id, state.offset) from None
+
+    async def _finish_interrupted(self, operation: CommitUpload) -> None:
+        """Commit a session whose bytes have already left it: a process died between the commit and its answer.
+
+        The hash that the session carries proves that the client sent the content that the blob has.
+
+        Raises:
+            UploadUnknown: the bytes are nowhere.
+        """
+        state, _ = await self._load(operation.repository, operation.upload_id)
+        session = layout.upload(operation.repository, operation.upload_id)
+        if operation.body.length in {None, 0}:
+            hasher = _resumed(state)
+            if hasher is not None and hasher.digest() == operation.digest:
+                if await self._has(layout.blob(operation.digest), state.offset):
+                    return
+            elif await self._has(session + "content", state.offset):
+                await _commit_content(self._driver, session, operation.digest)
+                return
+        await self.remove(operation.repository, operation.upload_id)
+        raise UploadUnknown("the upload's bytes are gone", detail={"upload": operation.upload_id})
+
+    async def _has(self, key: str, size: int) -> bool:
+        try:
+            return (await self._driver.stat(key)).size == size
+        except KeyUnknown:
+            return False
+
+
+class _Held:
+    """A session that one request has to itself."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        session: str,
+        upload_id: str,
+        state: _State,
+        upload: Upload,
+        condition: Condition | None,
+    ) -> None:
+        self.offset = state.offset
+        self._driver = driver
+        self._session = session
+        self._upload_id = upload_id
+        self._state = state
+        self._upload = upload
+        self._condition = condition
+        # A session whose hash cannot be carried is read again at its commit.
+        self._hasher = _resumed(state) if state.offset or state.hash else open_hasher(state.algorithm)
+
+    async def receive(self, body: Body, length: int | None, *, acknowledge: bool) -> None:
+        """Take in `body`, of which `length` bytes are announced; save the progress if it shall be acknowledged.
+
+        When the client leaves, or the request is cancelled, what arrived is saved all the same.
+        """
+        count = 0
+
+        async def take(piece: bytes) -> None:
+            nonlocal count
+            count += len(piece)
+            if length is not None and count > length:
+                raise SizeInvalid(f"the body is longer than the {length} bytes of its range")
+            await self._upload.write(piece)
+            if self._hasher is not None:
+                await _hash(self._hasher, piece)
+            self.offset += len(piece)
+
+        try:
+            await _in_pieces(body, take)
+        except SizeInvalid:
+            raise
+        except BaseException:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS):
+                await self._save_what_arrived()
+            raise
+        if length is not None and count != length:
+            raise SizeInvalid(f"the body has {count} bytes, its range names {length}")
+        if acknowledge:
+            await self._save()
+
+    async def commit(self, digest: Digest) -> None:
+        """Make what the session holds visible as the blob `digest`.
+
+        Raises:
+            DigestInvalid: it has another digest.
+        """
+        if self._hasher is None or self._hasher.algorithm != digest.algorithm:
+            await self._upload.commit(self._session + "content")
+            await _commit_content(self._driver, self._session, digest)
+            return
+        try:
+            _compare(digest, self._hasher.digest())
+        except DigestInvalid:
+            await self._upload.abort()
+            raise
+        await self._upload.commit(layout.blob(digest))
+
+    async def _save(self) -> None:
+        token = await self._upload.suspend()
+        state = msgspec.structs.replace(
+            self._state, offset=self.offset, hash=self._hasher.state() if self._hasher else None, token=token
+        )
+        try:
+            await _save_state(self._driver, self._session, state, self._condition)
+        except ConditionFailed:
+            raise _busy(self._upload_id, self._state.offset) from None
+
+    async def _save_what_arrived(self) -> None:
+        if self.offset == self._state.offset:
+            return
+        try:
+            await self._save()
+        except (DriverError, UploadOutOfOrder) as error:
+            # Nobody is waiting for this answer; the session stays at what was acknowledged before.
+            _log.warning("upload %s: what arrived could not be kept: %s", self._upload_id, error)
+
+
+def _resumed(state: _State) -> Hasher | None:
+    return None if state.hash is None else resume_hasher(state.algorithm, state.hash)
+
+
+async def _save_state(driver: Driver, session: str, state: _State, condition: Condition | None) -> None:
+    """Replace the `state` of `session`; it survives the process, not the power."""
+    await driver.write(session + "state", msgspec.json.encode(state), condition=condition, durable=False)
+
+
+async def _commit_content(driver: Driver, session: str, digest: Digest) -> None:
+    """Read what `session` left as its `content`, and make it the blob `digest` if it is that.
+
+    Raises:
+        DigestInvalid: it is not.
+    """
+    hasher = open_hasher(digest.algorithm)
+    async with driver.open(session + "content") as reader:
+        async for chunk in reader:
+            await _hash(hasher, chunk)
+    _compare(digest, hasher.digest())
+    await driver.copy(session + "content", layout.blob(digest))
+
+
+async def _hash(hasher: Hasher, data: bytes) -> None:
+    if len(data) <= _HASH_HERE:
+        hasher.update(data)
+    else:
+        await trio.to_thread.run_sync(hasher.update, data)
+
+
+def _compare(expected: Digest, found: Digest) -> None:
+    if found != expected:
+        raise DigestInvalid(
+            "the content does not have that digest", detail={"expected": str(expected), "found": str(found)}
+        )
+
+
+async def _in_pieces(body: Body, take: Callable[[bytes], Awaitable[None]]) -> None:
+    """Give the bytes of `body` to `take` in pieces of about `_PIECE` bytes; also the last ones of a client that left."""
+    pending: list[bytes] = []
+    size = 0
+    try:
+        async for chunk in body:
+            pending.append(chunk)
+            size += len(chunk)
+            if size >= _PIECE:
+                piece = b"".join(pending)
+                pending.clear()
+                size = 0
+                await take(piece)
+    except ClientLeft:
+        if pending:
+            await take(b"".join(pending))
+        raise
+    if pending:
+        await take(b"".join(pending))
+
+
+def _busy(upload_id: str, offset: int) -> UploadOutOfOrder:
+    return UploadOutOfOrder("another request is at work on this upload", upload_id=upload_id, offset=offset)

@@ -1,0 +1,619 @@
+"""Files below one folder, for a single machine or several processes on it.
+
+A key is a path below the root. Moorage's own folder `moorage` lies there too: temporary files, which must never stand
+where distribution would take them for content, and lock files.
+
+- **Atomic**: bytes go to a temporary file, which is then linked or renamed into place. Every write and delete of a key
+  takes one of 256 file locks for that step, so a conditional write and any other one cannot come between each other,
+  whichever process they are in.
+- **Durable**: the file is synced before it gets its name, then the directory that holds the name, then each directory
+  above that is not known to be on disk itself.
+- **Loop or thread**: opening, stat, and reading what the page cache holds take microseconds and are done in the event
+  loop; whatever may wait for a disk is done in a thread, in few whole steps.
+"""
+
+import errno
+import fcntl
+import os
+import secrets
+import stat as stat_modes
+import time
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import trio
+
+from moorage import (
+    Absent,
+    Capabilities,
+    Condition,
+    ConditionFailed,
+    Driver,
+    DriverError,
+    DriverVerb,
+    Entry,
+    FileRange,
+    KeyInvalid,
+    KeyUnknown,
+    Listing,
+    RangeUnsatisfiable,
+    Reader,
+    Stat,
+    StoreBusy,
+    StoreFull,
+    StoreReadOnly,
+    StoreUnavailable,
+    Unchanged,
+    Upload,
+    UploadBusy,
+    UploadGone,
+    check_key,
+)
+
+T = TypeVar("T")
+
+_CHUNK = 512 << 10
+_LOCKS = 256
+_OWN = "moorage"
+_STALE_SECONDS = 24 * 3600
+_TRIES = 100
+_KNOWN_DIRECTORIES = 20_000
+
+_KINDS: dict[int, type[DriverError]] = {
+    errno.ENOENT: KeyUnknown,
+    errno.ENOSPC: StoreFull,
+    errno.EDQUOT: StoreFull,
+    errno.EFBIG: StoreFull,
+    errno.EROFS: StoreReadOnly,
+    errno.EACCES: StoreReadOnly,
+    errno.EPERM: StoreReadOnly,
+    errno.EMFILE: StoreBusy,
+    errno.ENFILE: StoreBusy,
+    errno.ENOMEM: StoreBusy,
+    errno.ENAMETOOLONG: KeyInvalid,
+    errno.ENOTDIR: KeyInvalid,
+    errno.EISDIR: KeyInvalid,
+}
+
+
+class FilesystemDriver(Driver):
+    """A store of files; make it with `open_root`."""
+
+    name = "filesystem"
+    capabilities = Capabilities(exclusive_uploads=True)
+
+    def __init__(self, root: str, *, threads: int) -> None:
+        """Keep objects below `root`, with at most `threads` threads waiting for the disk at once."""
+        self.root = root
+        self._temporary = f"{root}/{_OWN}/tmp"  # noqa: S108 - the store's own, not the system's
+        self._locks = f"{root}/{_OWN}/locks"
+        self._limiter = trio.CapacityLimiter(threads)
+        # Whether reads can say "not in the page cache" instead of waiting; some file systems cannot (tmpfs).
+        self._can_try = hasattr(os, "RWF_NOWAIT")
+        # Directories that are on disk, with the inode they had then: one that was made anew has another.
+        self._on_disk: dict[str, int] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def open_root(cls, root: str, *, threads: int = 100) -> AsyncGenerator["FilesystemDriver"]:
+        """Open the store below `root`, which is made if it is not there.
+
+        A root that cannot be written to can still be read.
+
+        Raises:
+            StoreReadOnly, StoreUnavailable: there is no such folder and it cannot be made.
+        """
+        driver = cls(os.path.realpath(root), threads=threads)  # noqa: ASYNC240 - once, at the start
+        await driver.in_thread("open", "", driver._prepare)
+        yield driver
+
+    def _prepare(self) -> None:
+        Path(self.root).mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):
+            self._make_own()
+            now = time.time()
+            with os.scandir(self._temporary) as left:
+                for entry in left:
+                    if now - entry.stat(follow_symlinks=False).st_mtime > _STALE_SECONDS:
+                        Path(entry.path).unlink()
+
+    def _make_own(self) -> None:
+        Path(self._temporary).mkdir(parents=True, exist_ok=True)
+        Path(self._locks).mkdir(parents=True, exist_ok=True)
+
+    # ---- names and errors
+
+    def path_of(self, key: str) -> str:
+        """Return where the object of `key` lies.
+
+        Raises:
+            KeyInvalid: it is no key, or one of the driver's own files.
+        """
+        check_key(key, driver=self.name)
+        if key.startswith(f"{_OWN}/") or key == _OWN:
+            raise KeyInvalid("the driver keeps its own files there", driver=self.name, operation="stat", key=key)
+        return f"{self.root}/{key}"
+
+    def _fail(self, error: OSError, operation: DriverVerb, key: str) -> NoReturn:
+        kind = _KINDS.get(error.errno or 0, StoreUnavailable)
+        if kind is KeyInvalid and operation in {"stat", "open", "list"}:
+            # Asked for something below a file, or for a directory: there is no such key.
+            kind = KeyUnknown
+        raise kind(error.strerror or str(error), driver=self.name, operation=operation, key=key) from error
+
+    async def in_thread(self, operation: DriverVerb, key: str, step: Callable[[], T]) -> T:
+        """Return what `step` does in one of the driver's threads; what the system says is raised as a `DriverError`."""
+        try:
+            return await trio.to_thread.run_sync(step, limiter=self._limiter)
+        except OSError as error:
+            self._fail(error, operation, key)
+
+    # ---- reading
+
+    async def stat(self, key: str) -> Stat:
+        """Return what is known of `key`."""
+        path = self.path_of(key)
+        await trio.lowlevel.checkpoint()
+        try:
+            return _stat(key, os.stat(path))
+        except OSError as error:
+            self._fail(error, "stat", key)
+
+    @asynccontextmanager
+    async def open(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[Reader]:
+        """Open the bytes from `start` to `stop`; the reader has a file."""
+        path = self.path_of(key)
+        await trio.lowlevel.checkpoint()
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            self._fail(error, "open", key)
+        try:
+            try:
+                found = _stat(key, os.fstat(descriptor))
+            except OSError as error:
+                self._fail(error, "open", key)
+            if start > found.size:
+                raise RangeUnsatisfiable(
+                    f"{start} lies beyond {found.size} bytes", driver=self.name, operation="open", key=key
+                )
+            end = found.size if stop is None else min(stop, found.size)
+            async with aclosing(self._chunks(descriptor, key, start, end)) as chunks:
+                yield Reader(found, chunks, file=FileRange(descriptor, start, max(end - start, 0)))
+        finally:
+            os.close(descriptor)
+
+    async def _chunks(self, descriptor: int, key: str, start: int, end: int) -> AsyncGenerator[bytes]:
+        while start < end:
+            chunk = await self._pread(descriptor, key, min(_CHUNK, end - start), start)
+            if not chunk:
+                raise StoreUnavailable("the file ends early", driver=self.name, operation="open", key=key)
+            yield chunk
+            start += len(chunk)
+
+    async def _pread(self, descriptor: int, key: str, count: int, offset: int) -> bytes:
+        """Return up to `count` bytes; in the loop if the page cache has them, else in a thread."""
+        if self._can_try:
+            await trio.lowlevel.checkpoint()
+            buffer = bytearray(count)
+            try:
+                got = os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:
+                    self._fail(error, "open", key)
+                self._can_try = False
+            else:
+                if got:
+                    return bytes(memoryview(buffer)[:got])
+        return await self.in_thread("open", key, lambda: os.pread(descriptor, count, offset))
+
+    async def read(self, key: str, *, limit: int) -> bytes:
+        """Return the whole of a small object, without a thread if the page cache has it."""
+        async with self.open(key) as reader:
+            size = reader.stat.size
+            if size > limit:
+                raise StoreUnavailable(
+                    f"{size} bytes where at most {limit} are expected", driver=self.name, operation="open", key=key
+                )
+            assert reader.file is not None  # noqa: S101 - `open` above always has one
+            data = await self._pread(reader.file.descriptor, key, size, 0) if size else b""
+            if len(data) == size:
+                return data
+            async with aclosing(self._chunks(reader.file.descriptor, key, len(data), size)) as rest:
+                return data + b"".join([chunk async for chunk in rest])
+
+    async def list(self, prefix: str, *, after: str = "", delimiter: str = "", limit: int = 1000) -> Listing:
+        """Return up to `limit` entries below `prefix` that come after `after`."""
+        folder = self.path_of(prefix.rstrip("/")) if prefix else self.root
+
+        def scan() -> Listing:
+            entries: list[Entry] = []
+            for key in _keys(folder, prefix, after, deep=not delimiter, skip=_OWN if not prefix else ""):
+                if len(entries) == limit:
+                    return Listing(tuple(entries), more=True)
+                entries.append(Entry(key))
+            return Listing(tuple(entries), more=False)
+
+        return await self.in_thread("list", prefix, scan)
+
+    # ---- writing
+
+    async def write(
+        self,
+        key: str,
+        chunks: bytes | AsyncIterable[bytes],
+        *,
+        condition: Condition | None = None,
+        durable: bool = True,
+    ) -> None:
+        """Put an object at `key`."""
+        path = self.path_of(key)
+        if isinstance(chunks, bytes):
+            data = chunks
+
+            def whole() -> None:
+                with self._temporary_file() as (descriptor, temporary):
+                    _write_all(descriptor, data)
+                    self.place(descriptor, temporary, key, path, condition, durable=durable)
+
+            await self.in_thread("write", key, whole)
+            return
+        await self._write_stream(key, path, chunks, condition, durable=durable)
+
+    async def _write_stream(
+        self, key: str, path: str, chunks: AsyncIterable[bytes], condition: Condition | None, *, durable: bool
+    ) -> None:
+        manager = self._temporary_file()
+        descriptor, temporary = await self.in_thread("write", key, manager.__enter__)
+        try:
+            async for chunk in chunks:
+                await self.in_thread("write", key, partial(_write_all, descriptor, chunk))
+            await self.in_thread(
+                "write", key, lambda: self.place(descriptor, temporary, key, path, condition, durable=durable)
+            )
+        finally:
+            manager.__exit__(None, None, None)
+
+    @contextmanager
+    def _temporary_file(self) -> Generator[tuple[int, str]]:
+        """Open a fresh file that is removed at the end, unless it was given another name by then."""
+        temporary = f"{self._temporary}/{os.getpid()}-{secrets.token_hex(8)}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            descriptor = os.open(temporary, flags, 0o666)
+        except FileNotFoundError:
+            self._make_own()
+            descriptor = os.open(temporary, flags, 0o666)
+        try:
+            yield descriptor, temporary
+        finally:
+            os.close(descriptor)
+            with suppress(FileNotFoundError):
+                Path(temporary).unlink()
+
+    def place(
+        self, descriptor: int, temporary: str, key: str, path: str, condition: Condition | None, *, durable: bool
+    ) -> None:
+        """Give the file at `temporary` the name `path`. Runs in a thread."""
+        if durable:
+            os.fdatasync(descriptor)
+        parent = os.path.dirname(path)
+        for _ in range(_TRIES):
+            try:
+                with self._locked(key):
+                    if condition is not None:
+                        self._check(condition, key, path)
+                    Path(temporary).rename(path)
+            except FileNotFoundError:
+                # No directory yet, or somebody has just removed it as empty.
+                Path(parent).mkdir(exist_ok=True, parents=True)
+            except IsADirectoryError:
+                if not _remove_if_empty(path):
+                    raise
+            else:
+                if durable:
+                    self._sync_directories(parent)
+                return
+        raise StoreUnavailable("its directory keeps vanishing", driver=self.name, operation="write", key=key)
+
+    def _check(self, condition: Condition, key: str, path: str) -> None:
+        try:
+            found = _stat(key, os.stat(path))
+        except (FileNotFoundError, NotADirectoryError):
+            found = None
+        match condition:
+            case Absent() if found is not None:
+                raise ConditionFailed("the key exists", driver=self.name, operation="write", key=key)
+            case Unchanged(version) if found is None or found.version != version:
+                raise ConditionFailed("not of that version", driver=self.name, operation="write", key=key)
+            case _:
+                return
+
+    @contextmanager
+    def _locked(self, key: str) -> Generator[None]:
+        """Hold the lock that all writers of `key` take, in all processes. Runs in a thread; held for microseconds."""
+        name = f"{self._locks}/{zlib.crc32(key.encode()) % _LOCKS:02x}"
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _sync_directories(self, directory: str) -> None:
+        """Sync `directory`, and those above it that are not known to be on disk."""
+        _sync_directory(directory)
+        while directory != self.root:
+            inode = os.stat(directory).st_ino
+            if self._on_disk.get(directory) == inode:
+                return
+            parent = os.path.dirname(directory)
+            _sync_directory(parent)
+            if len(self._on_disk) >= _KNOWN_DIRECTORIES:
+                self._on_disk.clear()
+            self._on_disk[directory] = inode
+            directory = parent
+
+    async def delete(self, *keys: str, durable: bool = True) -> None:
+        """Remove each of `keys`, and directories that are empty then."""
+        paths = [(key, self.path_of(key)) for key in keys]
+
+        def remove() -> None:
+            for key, path in paths:
+                try:
+                    with self._locked(key):
+                        Path(path).unlink()
+                except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                    continue
+                left = self._prune(os.path.dirname(path))
+                if durable:
+                    _sync_directory(left)
+
+        await self.in_thread("delete", keys[0] if keys else "", remove)
+
+    async def delete_below(self, prefix: str, *, durable: bool = True) -> None:
+        """Remove every key below `prefix`."""
+        folder = self.path_of(prefix.rstrip("/"))
+
+        def remove() -> None:
+            _remove_tree(folder)
+            left = self._prune(os.path.dirname(folder))
+            if durable:
+                _sync_directory(left)
+
+        await self.in_thread("delete", prefix, remove)
+
+    def _prune(self, directory: str) -> str:
+        """Remove `directory` and those above it while they are empty; return the first that is not."""
+        while directory != self.root and _remove_if_empty(directory):
+            self._on_disk.pop(directory, None)
+            directory = os.path.dirname(directory)
+        return directory
+
+    async def copy(self, source: str, destination: str, *, condition: Condition | None = None) -> None:
+        """Give the object a second name: what is written is never changed in place, so both may be one file."""
+        source_path, path = self.path_of(source), self.path_of(destination)
+
+        def link() -> None:
+            temporary = f"{self._temporary}/{os.getpid()}-{secrets.token_hex(8)}"
+            os.link(source_path, temporary)
+            try:
+                descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    os.utime(descriptor)
+                    self.place(descriptor, temporary, destination, path, condition, durable=True)
+                finally:
+                    os.close(descriptor)
+            finally:
+                # A rename between two names of one file does nothing and leaves both.
+                with suppress(FileNotFoundError):
+                    Path(temporary).unlink()
+
+        await self.in_thread("copy", source, link)
+
+    # ---- uploads
+
+    @asynccontextmanager
+    async def open_upload(self, key: str, destination: str | None = None) -> AsyncGenerator[Upload]:
+        """Begin an upload in the file `key`."""
+        del destination
+        path = self.path_of(key)
+
+        def create() -> int:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            for _ in range(_TRIES):
+                try:
+                    return os.open(path, flags, 0o666)
+                except FileNotFoundError:
+                    Path(os.path.dirname(path)).mkdir(exist_ok=True, parents=True)
+            raise StoreUnavailable("its directory keeps vanishing", driver=self.name, operation="upload", key=key)
+
+        descriptor = await self.in_thread("upload", key, create)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield _FileUpload(self, key, path, descriptor, 0)
+        finally:
+            os.close(descriptor)
+
+    @asynccontextmanager
+    async def resume_upload(self, token: bytes, offset: int) -> AsyncGenerator[Upload]:
+        """Go on with an upload; its file is locked while it is open."""
+        key = token.decode("ascii", errors="replace")
+        path = self.path_of(key)
+        await trio.lowlevel.checkpoint()
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except (FileNotFoundError, NotADirectoryError):
+            raise UploadGone("no such upload", driver=self.name, operation="upload", key=key) from None
+        except OSError as error:
+            self._fail(error, "upload", key)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UploadBusy("another holder has it", driver=self.name, operation="upload", key=key) from None
+            held = os.fstat(descriptor)
+            # Whoever held it before may have committed or removed it; then this descriptor is of no upload.
+            if not held.st_nlink or not _is_at(held, path) or held.st_size < offset:
+                raise UploadGone("it ended, or is shorter", driver=self.name, operation="upload", key=key)
+            yield _FileUpload(self, key, path, descriptor, offset)
+        finally:
+            os.close(descriptor)
+
+    @asynccontextmanager
+    async def hold(self, name: str) -> AsyncGenerator[bool]:
+        """Try to be the only holder of `name`, by a lock on a file that ends with the process."""
+
+        def lock() -> int | None:
+            self._make_own()
+            descriptor = os.open(f"{self._locks}/hold-{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+            return descriptor
+
+        descriptor = await self.in_thread("hold", name, lock)
+        try:
+            yield descriptor is not None
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+
+class _FileUpload(Upload):
+    """An upload in a file that grows; the file's name is the token."""
+
+    def __init__(self, driver: FilesystemDriver, key: str, path: str, descriptor: int, offset: int) -> None:
+        self.offset = offset
+        self._driver = driver
+        self._key = key
+        self._path = path
+        self._descriptor = descriptor
+        self._cut = False
+
+    async def write(self, data: bytes) -> None:
+        await self._driver.in_thread("upload", self._key, lambda: self._append(data))
+        self.offset += len(data)
+
+    def _append(self, data: bytes) -> None:
+        self._drop_beyond()
+        _write_all(self._descriptor, data, self.offset)
+
+    def _drop_beyond(self) -> None:
+        """Drop what an earlier request wrote beyond the bytes that were acknowledged."""
+        if not self._cut:
+            os.ftruncate(self._descriptor, self.offset)
+            self._cut = True
+
+    async def suspend(self) -> bytes:
+        await trio.lowlevel.checkpoint()
+        return self._key.encode()
+
+    async def commit(self, destination: str, *, condition: Condition | None = None) -> None:
+        path = self._driver.path_of(destination)
+
+        def place() -> None:
+            self._drop_beyond()
+            self._driver.place(self._descriptor, self._path, destination, path, condition, durable=True)
+
+        await self._driver.in_thread("upload", destination, place)
+
+    async def abort(self) -> None:
+        def remove() -> None:
+            with suppress(FileNotFoundError):
+                Path(self._path).unlink()
+
+        await self._driver.in_thread("upload", self._key, remove)
+
+
+def _stat(key: str, found: os.stat_result) -> Stat:
+    if not stat_modes.S_ISREG(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "not a file")
+    version = f"{found.st_ino:x}-{found.st_mtime_ns:x}-{found.st_size:x}"
+    return Stat(key, found.st_size, found.st_mtime, version)
+
+
+def _is_at(held: os.stat_result, path: str) -> bool:
+    try:
+        return os.path.samestat(held, os.stat(path))
+    except OSError:
+        return False
+
+
+def _write_all(descriptor: int, data: bytes, offset: int | None = None) -> None:
+    """Write all of `data`, at `offset` or where the file stands."""
+    view = memoryview(data)
+    while view:
+        count = os.write(descriptor, view) if offset is None else os.pwrite(descriptor, view, offset)
+        view = view[count:]
+        if offset is not None:
+            offset += count
+
+
+def _sync_directory(directory: str) -> None:
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        # Removed meanwhile as empty, so what was put there has been deleted since.
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_if_empty(directory: str) -> bool:
+    try:
+        Path(directory).rmdir()
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.EBUSY}:
+            return False
+        raise
+    return True
+
+
+def _remove_tree(folder: str) -> None:
+    """Remove `folder` and all below it; what others add or remove meanwhile is no error."""
+    for _ in range(_TRIES):
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        _remove_tree(entry.path)
+                    else:
+                        with suppress(FileNotFoundError):
+                            Path(entry.path).unlink()
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        if _remove_if_empty(folder):
+            return
+
+
+def _keys(folder: str, prefix: str, after: str, *, deep: bool, skip: str) -> Generator[str]:
+    """Give the keys below `folder`, whose own key is `prefix`, in byte order after `after`; directories too if not deep.
+
+    A directory sorts as its name with a slash, as the keys below it do.
+    """
+    try:
+        with os.scandir(folder) as found:
+            names = sorted(entry.name + "/" if entry.is_dir() else entry.name for entry in found if entry.name != skip)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in names:
+        key = prefix + name
+        if not key.isascii() or (key <= after and not (deep and after.startswith(key) and name.endswith("/"))):
+            continue
+        if deep and name.endswith("/"):
+            yield from _keys(f"{folder}/{name[:-1]}", key, after, deep=True, skip="")
+        else:
+            yield key
