@@ -86,6 +86,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         shared: other processes see the same store.
         announced_destination: an upload that is told its destination when it is opened commits cheaper.
         exclusive_uploads: an open upload is held by one holder at a time, over all processes.
+        chunk_minimum: clients are asked to send chunks of at least so many bytes; 0 if any will do.
     """
 
     create_only: bool = True
@@ -93,6 +94,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     shared: bool = True
     announced_destination: bool = False
     exclusive_uploads: bool = False
+    chunk_minimum: int = 0
 
 
 class FileRange(NamedTuple):

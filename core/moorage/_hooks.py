@@ -53,12 +53,14 @@ class StorageMiddlewareFactory(msgspec.Struct, Generic[OptionsT], frozen=True):
 class MiddlewareFactory(msgspec.Struct, Generic[OptionsT], frozen=True):
     """How a handler around the registry is opened.
 
-    It is opened when the configuration has `section` (a dotted path), or, without one, `plugins: {<name>: {...}}`.
+    It is opened when the configuration has `section` (a dotted path), or, without one, `plugins: {<name>: {...}}`;
+    with `always`, even when it has not, and then with the defaults of `options`.
     """
 
     options: type[OptionsT]
     open: Callable[[OptionsT, Handler], AbstractAsyncContextManager[Handler]]
     section: str | None = None
+    always: bool = False
 
 
 class Rule(msgspec.Struct, Generic[OptionsT], frozen=True):
@@ -67,6 +69,7 @@ class Rule(msgspec.Struct, Generic[OptionsT], frozen=True):
     options: type[OptionsT]
     open: Callable[[OptionsT], AbstractAsyncContextManager[object]]
     section: str | None = None
+    always: bool = False
 
 
 class Authenticator(Protocol):

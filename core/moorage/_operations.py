@@ -165,10 +165,11 @@ class BlobPushed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class UploadOpened(msgspec.Struct, frozen=True, kw_only=True):
-    """An upload session is open."""
+    """An upload session is open; `chunk_minimum` is the least bytes that a chunk but the last should have."""
 
     repository: RepositoryName
     upload_id: str
+    chunk_minimum: int = 0
 
 
 class UploadProgress(msgspec.Struct, frozen=True, kw_only=True):

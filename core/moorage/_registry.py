@@ -551,8 +551,12 @@ class Registry:
     async def open_upload(self, operation: OpenUpload) -> UploadOpened:
         """Open an upload session."""
         repository = operation.repository
-        upload_id = await self._uploads.open(repository, digest=operation.digest, algorithm=operation.algorithm)
-        return UploadOpened(repository=repository, upload_id=upload_id)
+        return await self._opened(repository, digest=operation.digest, algorithm=operation.algorithm)
+
+    async def _opened(self, repository: RepositoryName, *, digest: Digest | None, algorithm: str | None) -> UploadOpened:
+        upload_id = await self._uploads.open(repository, digest=digest, algorithm=algorithm)
+        chunk_minimum = self._driver.capabilities.chunk_minimum
+        return UploadOpened(repository=repository, upload_id=upload_id, chunk_minimum=chunk_minimum)
 
     async def push_blob(self, operation: PushBlob) -> BlobPushed:
         """Take in a whole blob."""
@@ -568,8 +572,7 @@ class Registry:
         repository, digest = operation.repository, operation.digest
         target = await self._mountable(operation)
         if target is None:
-            upload_id = await self._uploads.open(repository, digest=digest, algorithm=None)
-            return UploadOpened(repository=repository, upload_id=upload_id)
+            return await self._opened(repository, digest=digest, algorithm=None)
         key = layout.layer_link(repository, digest)
         await self._driver.write(key, layout.link_content(target))
         return BlobPushed(repository=repository, digest=digest)

@@ -43,5 +43,5 @@ def register_middleware() -> Mapping[str, object]:
     """Offer the middleware of this package."""
     return {
         "read_only": MiddlewareFactory(Maintenance, _open_read_only, section="storage.maintenance.readonly"),
-        "deletes": MiddlewareFactory(Deletes, _open_deletes, section="storage.delete"),
+        "deletes": MiddlewareFactory(Deletes, _open_deletes, section="storage.delete", always=True),
     }

@@ -1,0 +1,441 @@
+"""The ASGI application: one request, one operation, one response.
+
+Rules this file keeps:
+
+- Everything that is done for a request is done below one cancel scope. When the client leaves, the scope is cancelled;
+  servers tell that by `http.disconnect` only, and go on accepting what is sent.
+- The one place where an error becomes a response. What is no `RegistryError` is a fault of ours: logged whole, and
+  answered without a word about it.
+- A body that nobody read is read and dropped, within bounds, so that the client reads its answer instead of an error
+  of the connection.
+"""
+
+import ipaddress
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+import structlog
+import trio
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
+
+from moorage import (
+    MANIFEST_LIMIT,
+    ClientLeft,
+    Credentials,
+    Handler,
+    InternalError,
+    ManifestTooLarge,
+    Operation,
+    Origin,
+    PushManifest,
+    RegistryError,
+    Unavailable,
+)
+
+from .hooks import Route
+from .proxies import Forwarded, TrustedProxies
+from .replies import HeaderList, Response, respond, respond_error
+from .routes import Headers, Limits, Request, entity_tags, manifest_push_target, operation_of
+
+_log = logging.getLogger("moorage.app")
+_access_log = logging.getLogger("moorage.access")
+
+_DRAIN_BYTES = 64 << 20
+_DRAIN_SECONDS = 10
+_API_VERSION = (b"docker-distribution-api-version", b"registry/2.0")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """How the application speaks HTTP.
+
+    Attributes:
+        prefix: a path before `/v2/`, without a slash at its end.
+        host: the URL under which clients see the registry; empty if they say it themselves.
+        relative_urls: whether URLs that are handed out have no scheme and host.
+        headers: sent with every response.
+        limits: of lists.
+        trusted_proxies: networks whose `Forwarded` and `X-Forwarded-…` are believed.
+        access_log: whether each request is logged.
+    """
+
+    prefix: str = ""
+    host: str = ""
+    relative_urls: bool = True
+    headers: tuple[tuple[str, str], ...] = ()
+    limits: Limits = Limits()
+    trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    access_log: bool = True
+
+
+class RequestBody:
+    """The bytes of a request's body, as ASGI messages bring them.
+
+    Attributes:
+        length: how many the client announced; None if it did not say.
+        finished: whether all of it was received.
+        left: whether the client went away.
+    """
+
+    def __init__(self, receive: ASGIReceiveCallable, length: int | None) -> None:
+        """Read from `receive` what shall have `length` bytes."""
+        self.length = length
+        self.finished = False
+        self.left = False
+        self._receive = receive
+        self._ended = trio.Event()
+        if length == 0:
+            self._end()
+
+    def _end(self) -> None:
+        self.finished = True
+        self._ended.set()
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Give the bytes as they arrive."""
+        return self
+
+    async def __anext__(self) -> bytes:
+        """Return the next bytes.
+
+        Raises:
+            ClientLeft: the client went away before the end.
+        """
+        while not self.finished:
+            if chunk := await self.next():
+                return chunk
+        raise StopAsyncIteration
+
+    async def next(self) -> bytes:
+        """Return the next bytes, none at the end.
+
+        Raises:
+            ClientLeft: the client went away before the end.
+        """
+        if self.finished:
+            return b""
+        message = await self._receive()
+        if message["type"] != "http.request":
+            self.left = True
+            self._ended.set()
+            raise ClientLeft("the client left in the middle of its request")
+        if not message.get("more_body", False):
+            self._end()
+        return message.get("body", b"")
+
+    async def read(self, limit: int) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            ManifestTooLarge: it has more than `limit` bytes.
+            ClientLeft: the client went away.
+        """
+        if self.length is not None and self.length > limit:
+            raise ManifestTooLarge(f"a manifest has at most {limit} bytes, this one is announced with {self.length}")
+        chunks: list[bytes] = []
+        size = 0
+        while not self.finished:
+            chunk = await self.next()
+            size += len(chunk)
+            if size > limit:
+                raise ManifestTooLarge(f"a manifest has at most {limit} bytes")
+            chunks.append(chunk)
+        return b"".join(chunks)
+
+    async def drop(self) -> None:
+        """Read what is left and forget it; give up on a client that sends for too long."""
+        dropped = 0
+        with trio.move_on_after(_DRAIN_SECONDS):
+            while not self.finished and not self.left and dropped <= _DRAIN_BYTES:
+                try:
+                    dropped += len(await self.next())
+                except ClientLeft:
+                    return
+
+    async def wait_left(self) -> None:
+        """Return when the client has gone; begin to look when the body has been read."""
+        await self._ended.wait()
+        while not self.left:
+            message = await self._receive()
+            self.left = message["type"] == "http.disconnect"
+
+
+class Application:
+    """The registry as an ASGI 3 application, for any server that runs trio."""
+
+    def __init__(self, handler: Handler, settings: Settings, routes: Mapping[str, Route] | None = None) -> None:
+        """Serve `handler`; `routes` are the plugins' own, by path."""
+        self._handler = handler
+        self._settings = settings
+        self._routes = dict(routes or {})
+        self._proxies = TrustedProxies(settings.trusted_proxies)
+        self._draining = False
+        self._headers: HeaderList = [
+            _API_VERSION,
+            *((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in settings.headers),
+        ]
+
+    def drain(self) -> None:
+        """Refuse new requests from now on; those under way go on."""
+        self._draining = True
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Serve one ASGI scope."""
+        if scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000, "reason": None})
+
+    async def _serve(self, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        began = time.perf_counter()
+        raw_path = scope["raw_path"].decode("latin-1")
+        route = self._routes.get(raw_path)
+        if route is not None:
+            await route(scope, receive, send)
+            return
+        headers = Headers(list(scope["headers"]))
+        body = RequestBody(receive, _length(scope, headers))
+        origin = self._origin(scope, headers)
+        structlog.contextvars.bind_contextvars(request_id=origin.request_id)
+        outcome = _Outcome()
+        with trio.CancelScope() as scope_of_request:
+            async with _watching(body, scope_of_request):
+                request, response = await self._answer(scope, raw_path, headers, body, origin, outcome)
+                if response is not None:
+                    await self._send(request, response, body, send, origin, outcome)
+        if body.left and outcome.status is None:
+            outcome.status = ClientLeft.status
+        if self._settings.access_log:
+            _log_access(scope, origin, outcome, time.perf_counter() - began)
+
+    # ---- answering
+
+    async def _answer(
+        self,
+        scope: HTTPScope,
+        raw_path: str,
+        headers: Headers,
+        body: RequestBody,
+        origin: Origin,
+        outcome: "_Outcome",
+    ) -> tuple[Request | None, Response | None]:
+        """Return the request, as far as it was understood, and its response; None if nobody is there to get it."""
+        prefix = self._url_prefix(origin)
+        request: Request | None = None
+        try:
+            if raw_path in {"/", ""}:
+                # Load balancers ask this to see whether the process is alive.
+                return None, Response(status=200, headers=[(b"cache-control", b"no-cache"), (b"content-length", b"0")])
+            request = Request(
+                method=scope["method"],
+                path=self._without_prefix(raw_path),
+                query=scope["query_string"].decode("latin-1"),
+                headers=headers,
+                body=body,
+                origin=origin,
+            )
+            if self._draining:
+                raise Unavailable("the registry is shutting down", retry_after=1)
+            operation = operation_of(request, self._settings.limits) or await _manifest_push(request, body)
+            outcome.operation = operation
+            reply = await self._handler(operation)
+            return request, respond(request, operation, reply, prefix)
+        except ClientLeft:
+            return request, None
+        except RegistryError as error:
+            return request, self._failed(request, error, prefix, outcome)
+        except Exception as error:  # noqa: BLE001 - the edge of the task: whatever else happened is a fault of ours
+            _log.exception("a request failed")
+            fault = InternalError("the registry failed; its log says more", detail={"request": origin.request_id})
+            outcome.cause = error
+            return request, self._failed(request, fault, prefix, outcome)
+
+    def _failed(
+        self, request: Request | None, error: RegistryError, prefix: str, outcome: "_Outcome"
+    ) -> Response:
+        outcome.error = error
+        return respond_error(request, error, prefix)
+
+    def _without_prefix(self, raw_path: str) -> str:
+        prefix = self._settings.prefix
+        return raw_path[len(prefix) :] if prefix and raw_path.startswith(prefix + "/") else raw_path
+
+    def _origin(self, scope: HTTPScope, headers: Headers) -> Origin:
+        client = scope["client"]
+        peer = client[0] if client else ""
+        hosts = headers.all(b"host")
+        direct = Forwarded(address=peer, scheme=scope["scheme"], host=hosts[0] if hosts else "")
+        forwarded, trusted = self._proxies.resolve(direct, headers)
+        asked_ids = headers.all(b"x-request-id") if trusted else []
+        agents = headers.all(b"user-agent")
+        base = self._settings.host.rstrip("/") or f"{forwarded.scheme}://{forwarded.host}{self._settings.prefix}"
+        return Origin(
+            request_id=asked_ids[0][:128] if asked_ids else secrets.token_hex(8),
+            address=forwarded.address,
+            host=forwarded.host,
+            method=scope["method"],
+            user_agent=agents[0] if agents else "",
+            base_url=base,
+            credentials=_credentials(headers),
+        )
+
+    def _url_prefix(self, origin: Origin) -> str:
+        """Return what goes before `/v2/` in URLs that are handed out."""
+        if self._settings.host or not self._settings.relative_urls:
+            return origin.base_url
+        return self._settings.prefix
+
+    # ---- sending
+
+    async def _send(
+        self,
+        request: Request | None,
+        response: Response,
+        body: RequestBody,
+        send: ASGISendCallable,
+        origin: Origin,
+        outcome: "_Outcome",
+    ) -> None:
+        if response.blob is not None and request is not None and request.method == "GET":
+            if response.redirect is not None and (url := await response.redirect(origin.address)):
+                response = _redirected(response, url)
+            else:
+                try:
+                    await self._send_blob(response, send, outcome)
+                except RegistryError as error:
+                    if outcome.status is not None:
+                        # The head is on its way; a body that ends early is all that can still be said.
+                        _log.error("a blob broke off: %s", error)  # noqa: TRY400 - the store has told its part
+                        outcome.error = error
+                        return
+                    response = self._failed(request, error, self._url_prefix(origin), outcome)
+                else:
+                    return
+        await self._start(response, send, outcome)
+        if not body.finished and not body.left:
+            await send({"type": "http.response.body", "body": response.body, "more_body": True})
+            await body.drop()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        else:
+            await send({"type": "http.response.body", "body": response.body, "more_body": False})
+        outcome.sent += len(response.body)
+
+    async def _start(self, response: Response, send: ASGISendCallable, outcome: "_Outcome") -> None:
+        outcome.status = response.status
+        headers = response.headers + self._headers
+        await send({"type": "http.response.start", "status": response.status, "headers": headers, "trailers": False})
+
+    async def _send_blob(self, response: Response, send: ASGISendCallable, outcome: "_Outcome") -> None:
+        assert response.blob is not None  # noqa: S101 - the caller has looked
+        async with response.blob.open(response.start, response.stop) as reader:
+            await self._start(response, send, outcome)
+            async for chunk in reader:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                outcome.sent += len(chunk)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class _Outcome:
+    """What became of a request, for the log."""
+
+    def __init__(self) -> None:
+        self.operation: Operation[object] | None = None
+        self.error: RegistryError | None = None
+        self.cause: Exception | None = None
+        self.status: int | None = None
+        self.sent = 0
+
+
+@asynccontextmanager
+async def _watching(body: RequestBody, scope: trio.CancelScope) -> AsyncGenerator[None]:
+    """Cancel `scope` when the client leaves; end the watch when the block ends."""
+
+    async def watch() -> None:
+        await body.wait_left()
+        scope.cancel()
+
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised below, outside the nursery's group
+            failure = error
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _manifest_push(request: Request, body: RequestBody) -> Operation[object]:
+    """Return the push of a manifest that `request` is; its body is read whole, within the limit."""
+    repository, reference, tags, media_type = manifest_push_target(request)
+    return PushManifest(
+        origin=request.origin,
+        repository=repository,
+        reference=reference,
+        media_type=media_type,
+        data=await body.read(MANIFEST_LIMIT),
+        tags=tags,
+        if_match=entity_tags(request.headers.joined(b"if-match")),
+        if_none_match=entity_tags(request.headers.joined(b"if-none-match")),
+    )
+
+
+def _redirected(response: Response, url: str) -> Response:
+    kept = [header for header in response.headers if header[0] in {b"docker-content-digest", b"etag"}]
+    return Response(status=307, headers=[*kept, (b"location", url.encode()), (b"content-length", b"0")])
+
+
+def _length(scope: HTTPScope, headers: Headers) -> int | None:
+    """Return how many bytes of body are announced: none without a word about it in HTTP/1, unknown in HTTP/2."""
+    lengths = headers.all(b"content-length")
+    if lengths:
+        return int(lengths[0])
+    framed = headers.all(b"transfer-encoding") or scope["http_version"] not in {"1.0", "1.1"}
+    return None if framed else 0
+
+
+def _credentials(headers: Headers) -> Credentials | None:
+    values = headers.all(b"authorization")
+    if not values:
+        return None
+    scheme, _, value = values[0].partition(" ")
+    return Credentials(scheme.lower(), value.strip())
+
+
+async def _lifespan(receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    """Answer the server's start and stop; the registry is opened and closed around the server, not by it."""
+    while True:
+        message = await receive()
+        if message["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        elif message["type"] == "lifespan.shutdown":
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+
+
+def _log_access(scope: HTTPScope, origin: Origin, outcome: _Outcome, seconds: float) -> None:
+    fields: dict[str, object] = {
+        "method": scope["method"],
+        "path": scope["raw_path"].decode("latin-1"),
+        "status": outcome.status,
+        "bytes": outcome.sent,
+        "seconds": round(seconds, 6),
+        "address": origin.address,
+        "user_agent": origin.user_agent,
+    }
+    if outcome.operation is not None:
+        fields["operation"] = type(outcome.operation).__name__
+    if outcome.error is not None:
+        fields |= {"code": outcome.error.code, "error": outcome.error.message}
+    _access_log.info("response completed", extra={"fields": fields})
+
+
+def settings_headers(headers: Mapping[str, Sequence[str]]) -> tuple[tuple[str, str], ...]:
+    """Return configured headers, each with a list of values, as pairs."""
+    return tuple((name, value) for name, values in headers.items() for value in values)

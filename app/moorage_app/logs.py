@@ -1,0 +1,76 @@
+"""Logs: one line for each event, text for people at a terminal, JSON for programs.
+
+Everything logs through `logging`; structlog renders it and binds the request's id to what is logged for it.
+"""
+
+import logging
+import sys
+from collections.abc import Mapping, MutableMapping
+from typing import Literal
+
+import structlog
+from structlog.typing import Processor, WrappedLogger
+
+Formatter = Literal["text", "json", "logstash"]
+
+
+def _with_fields(_: WrappedLogger, __: str, event: MutableMapping[str, object]) -> MutableMapping[str, object]:
+    """Lift what was logged with `extra={"fields": {...}}` into the event."""
+    record = event.get("_record")
+    fields = getattr(record, "fields", None)
+    if isinstance(fields, Mapping):
+        event.update(fields)
+    return event
+
+
+def _as_logstash(_: WrappedLogger, __: str, event: MutableMapping[str, object]) -> MutableMapping[str, object]:
+    """Name the fields as logstash's event format has them."""
+    event["@timestamp"] = event.pop("timestamp", "")
+    event["@version"] = "1"
+    event["message"] = event.pop("event", "")
+    return event
+
+
+def configure_logs(
+    *,
+    level: str,
+    formatter: Formatter | None,
+    fields: Mapping[str, object] | None = None,
+    report_caller: bool = False,
+) -> None:
+    """Send logs to standard error, from `level` upwards.
+
+    Without a `formatter` it is text on a terminal and JSON otherwise. `fields` stand in every line.
+    """
+    static = dict(fields or {})
+
+    def with_static(_: WrappedLogger, __: str, event: MutableMapping[str, object]) -> MutableMapping[str, object]:
+        for name, value in static.items():
+            event.setdefault(name, value)
+        return event
+
+    chosen = formatter or ("text" if sys.stderr.isatty() else "json")
+    processors: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _with_fields,
+        with_static,
+    ]
+    if report_caller:
+        wanted = {structlog.processors.CallsiteParameter.PATHNAME, structlog.processors.CallsiteParameter.LINENO}
+        processors.append(structlog.processors.CallsiteParameterAdder(wanted))
+    last: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if chosen == "text":
+        last.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+    else:
+        last.append(structlog.processors.format_exc_info)
+        if chosen == "logstash":
+            last.append(_as_logstash)
+        last.append(structlog.processors.JSONRenderer(default=str))
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=processors, processors=last))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(getattr(logging, level.upper().replace("WARN", "WARNING").replace("WARNINGING", "WARNING")))

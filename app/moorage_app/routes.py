@@ -1,0 +1,355 @@
+"""The table of endpoints: a request line becomes an operation. Pure; nothing here waits for anything.
+
+Answers for the endpoints of the OCI distribution spec (end-1 to end-14) and distribution's `_catalog`. Paths are taken
+raw: in names nothing may be percent-encoded, so that no two paths mean one repository.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import NoReturn
+from urllib.parse import parse_qs, unquote
+
+import msgspec
+
+from moorage import (
+    AppendUpload,
+    Body,
+    CancelUpload,
+    CommitUpload,
+    DeleteBlob,
+    DeleteManifest,
+    DeleteTag,
+    Digest,
+    DigestInvalid,
+    ListReferrers,
+    ListRepositories,
+    ListTags,
+    ManifestInvalid,
+    Match,
+    MountBlob,
+    OpenUpload,
+    Operation,
+    Origin,
+    ParameterInvalid,
+    Ping,
+    PullBlob,
+    PullManifest,
+    PushBlob,
+    RegistryError,
+    RepositoryName,
+    SizeInvalid,
+    StatUpload,
+    Tag,
+    Unsupported,
+    UploadInvalid,
+    parse_reference,
+)
+
+_CONTENT_RANGE = re.compile(r"(\d{1,19})-(\d{1,19})", re.ASCII)
+_NUMBER = re.compile(r"\d{1,9}", re.ASCII)
+_ENTITY_TAG = re.compile(r'\s*(?:W/)?"([^"]*)"\s*(?:,|$)')
+_QUERY_FIELDS = 1000
+
+_READ = ("GET", "HEAD")
+
+
+class PathUnknown(RegistryError):
+    """No endpoint has this path."""
+
+    code = "UNSUPPORTED"
+    status = 404
+
+
+class MethodNotAllowed(Unsupported):
+    """The endpoint does not know this method; `allow` are those it knows."""
+
+    def __init__(self, method: str, allow: tuple[str, ...]) -> None:
+        """Make an error for `method`."""
+        super().__init__(f"{method[:20]} is not for this path; it takes {', '.join(allow)}")
+        self.allow = allow
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True):
+    """How long pages of lists may be."""
+
+    tags: int = 1000
+    repositories: int = 1000
+    default_repositories: int = 100
+    referrers: int = 1000
+
+
+class Headers:
+    """The headers of a request by lower-case name."""
+
+    def __init__(self, items: list[tuple[bytes, bytes]]) -> None:
+        """Take the headers as ASGI gives them."""
+        self._items = items
+
+    def all(self, name: bytes) -> list[str]:
+        """Return every value of `name`."""
+        return [value.decode("latin-1").strip() for key, value in self._items if key == name]
+
+    def joined(self, name: bytes) -> str | None:
+        """Return all values of `name` as the one list that they are (RFC 9110, 5.3), None if there is none."""
+        values = self.all(name)
+        return ", ".join(values) if values else None
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """A request as far as it decides which operation it is.
+
+    Attributes:
+        method: as sent.
+        path: raw, with the configured prefix taken away.
+        query: the raw query string.
+        headers: all of them.
+        body: the request's body.
+        origin: where it came from.
+    """
+
+    method: str
+    path: str
+    query: str
+    headers: Headers
+    body: Body
+    origin: Origin
+
+    def parameters(self) -> Mapping[str, list[str]]:
+        """Return the query's parameters.
+
+        Raises:
+            ParameterInvalid: there are too many, or they are not UTF-8.
+        """
+        if not self.query:
+            return {}
+        try:
+            return parse_qs(self.query, keep_blank_values=True, max_num_fields=_QUERY_FIELDS, errors="strict")
+        except (ValueError, UnicodeDecodeError):
+            raise ParameterInvalid("the query cannot be understood") from None
+
+    def parameter(self, name: str) -> str | None:
+        """Return the first value of a query parameter, None if it is not there."""
+        values = self.parameters().get(name)
+        return values[0] if values else None
+
+
+def operation_of(request: Request, limits: Limits) -> Operation[object] | None:
+    """Return what `request` asks for; None for a push of a manifest, whose body must be read first.
+
+    Raises:
+        PathUnknown, MethodNotAllowed: no endpoint is there, or not for this method.
+        RegistryError: a name, digest or number in it cannot be understood.
+    """
+    path = request.path
+    if path in {"/v2/", "/v2"}:
+        _only(request, *_READ)
+        return Ping(origin=request.origin)
+    if not path.startswith("/v2/"):
+        raise PathUnknown("no endpoint has this path")
+    rest = path[4:]
+    if rest == "_catalog":
+        _only(request, *_READ)
+        limit = _number(request, maximum=limits.repositories, default=limits.default_repositories)
+        return ListRepositories(origin=request.origin, after=request.parameter("last") or "", limit=limit)
+    parts = rest.split("/")
+    match parts:
+        case [*name, "tags", "list"]:
+            return _tags(request, _name(name), limits)
+        case [*name, "manifests", reference]:
+            return _manifest(request, _name(name), reference)
+        case [*name, "blobs", "uploads"] | [*name, "blobs", "uploads", ""]:
+            return _uploads(request, _name(name))
+        case [*name, "blobs", "uploads", upload_id]:
+            return _upload(request, _name(name), upload_id)
+        case [*name, "blobs", digest]:
+            return _blob(request, _name(name), digest)
+        case [*name, "referrers", digest]:
+            return _referrers(request, _name(name), digest, limits)
+        case _:
+            raise PathUnknown("no endpoint has this path")
+
+
+def _only(request: Request, *methods: str) -> None:
+    if request.method not in methods:
+        raise MethodNotAllowed(request.method, methods)
+
+
+def _name(parts: list[str]) -> RepositoryName:
+    return RepositoryName("/".join(parts))
+
+
+def _digest(text: str) -> Digest:
+    return Digest(unquote(text))
+
+
+def _number(request: Request, *, maximum: int, default: int) -> int:
+    """Return the parameter `n`, clipped to `maximum`."""
+    text = request.parameter("n")
+    if text is None:
+        return default
+    if _NUMBER.fullmatch(text) is None:
+        raise ParameterInvalid("n must be a number that is not negative", detail={"n": text[:40]})
+    return min(int(text), maximum)
+
+
+def _tags(request: Request, name: RepositoryName, limits: Limits) -> Operation[object]:
+    _only(request, *_READ)
+    # Without n the spec wants all of them, and so do clients that never follow a Link.
+    limit = _number(request, maximum=limits.tags, default=1 << 30)
+    return ListTags(origin=request.origin, repository=name, after=request.parameter("last") or "", limit=limit)
+
+
+def _manifest(request: Request, name: RepositoryName, text: str) -> Operation[object] | None:
+    reference = parse_reference(unquote(text))
+    match request.method:
+        case "GET" | "HEAD":
+            return PullManifest(origin=request.origin, repository=name, reference=reference)
+        case "PUT":
+            return None
+        case "DELETE":
+            if_match = entity_tags(request.headers.joined(b"if-match"))
+            if isinstance(reference, Digest):
+                return DeleteManifest(origin=request.origin, repository=name, digest=reference, if_match=if_match)
+            return DeleteTag(origin=request.origin, repository=name, tag=reference, if_match=if_match)
+        case _:
+            _refuse(request, "GET", "HEAD", "PUT", "DELETE")
+
+
+def _refuse(request: Request, *allow: str) -> NoReturn:
+    raise MethodNotAllowed(request.method, allow)
+
+
+def manifest_push_target(request: Request) -> tuple[RepositoryName, Tag | Digest, tuple[Tag, ...], str]:
+    """Return repository, reference, further tags and media type of a push of a manifest.
+
+    Raises:
+        ManifestInvalid: there is no Content-Type.
+    """
+    parts = request.path[4:].split("/")
+    tags = tuple(Tag(tag) for tag in request.parameters().get("tag", []))
+    content_type = (request.headers.joined(b"content-type") or "").partition(";")[0].strip()
+    if not content_type:
+        raise ManifestInvalid("a manifest is pushed with its media type as Content-Type")
+    return _name(parts[:-2]), parse_reference(unquote(parts[-1])), tags, content_type
+
+
+def _uploads(request: Request, name: RepositoryName) -> Operation[object]:
+    _only(request, "POST")
+    mount, source, digest = (request.parameter(each) for each in ("mount", "from", "digest"))
+    if mount is not None:
+        return MountBlob(
+            origin=request.origin, repository=name, digest=Digest(mount), source=RepositoryName(source) if source else None
+        )
+    if digest is not None:
+        announced = Digest(digest)
+        # Without a body it is only announced, unless it is the digest of nothing.
+        if request.body.length != 0 or announced == Digest.of(b"", announced.algorithm):
+            return PushBlob(origin=request.origin, repository=name, digest=announced, body=request.body)
+        return OpenUpload(origin=request.origin, repository=name, digest=announced)
+    return OpenUpload(origin=request.origin, repository=name, algorithm=request.parameter("digest-algorithm"))
+
+
+def _upload(request: Request, name: RepositoryName, upload_id: str) -> Operation[object]:
+    match request.method:
+        case "GET" | "HEAD":
+            return StatUpload(origin=request.origin, repository=name, upload_id=upload_id)
+        case "DELETE":
+            return CancelUpload(origin=request.origin, repository=name, upload_id=upload_id)
+        case "PATCH":
+            start, length = _content_range(request)
+            return AppendUpload(
+                origin=request.origin,
+                repository=name,
+                upload_id=upload_id,
+                body=request.body,
+                start=start,
+                length=length,
+            )
+        case "PUT":
+            digest = request.parameter("digest")
+            if digest is None:
+                raise DigestInvalid("the closing PUT names the digest of the blob: ?digest=")
+            start, length = _content_range(request)
+            return CommitUpload(
+                origin=request.origin,
+                repository=name,
+                upload_id=upload_id,
+                digest=Digest(digest),
+                body=request.body,
+                start=start,
+                length=length,
+            )
+        case _:
+            _refuse(request, "GET", "HEAD", "PATCH", "PUT", "DELETE")
+
+
+def _content_range(request: Request) -> tuple[int | None, int | None]:
+    """Return where a chunk begins and how long it says it is: `first-last`, inclusive, without a unit."""
+    text = request.headers.joined(b"content-range")
+    if text is None:
+        return None, None
+    match = _CONTENT_RANGE.fullmatch(text)
+    if match is None:
+        raise UploadInvalid("Content-Range of a chunk is <first>-<last>", detail={"Content-Range": text[:100]})
+    first, last = int(match[1]), int(match[2])
+    if last < first:
+        raise SizeInvalid("Content-Range ends before it begins", detail={"Content-Range": text})
+    return first, last - first + 1
+
+
+def _blob(request: Request, name: RepositoryName, digest: str) -> Operation[object]:
+    _only(request, "GET", "HEAD", "DELETE")
+    if request.method == "DELETE":
+        return DeleteBlob(origin=request.origin, repository=name, digest=_digest(digest))
+    return PullBlob(origin=request.origin, repository=name, digest=_digest(digest))
+
+
+def _referrers(request: Request, name: RepositoryName, subject: str, limits: Limits) -> Operation[object]:
+    _only(request, *_READ)
+    return ListReferrers(
+        origin=request.origin,
+        repository=name,
+        subject=_digest(subject),
+        artifact_type=request.parameter("artifactType"),
+        after=request.parameter("last") or "",
+        limit=_number(request, maximum=limits.referrers, default=limits.referrers),
+    )
+
+
+def entity_tags(header: str | None) -> Match | None:
+    """Return what an `If-Match` or `If-None-Match` names (RFC 9110, 8.8.3); None if there is no such header.
+
+    Distribution's clients may send the bare digest; that is taken too.
+    """
+    if header is None:
+        return None
+    if header.strip() == "*":
+        return Match(any=True)
+    quoted = _ENTITY_TAG.findall(header)
+    return Match(digests=frozenset(quoted or (part.strip() for part in header.split(","))))
+
+
+def accepts(header: str | None, media_type: str) -> bool:
+    """Return whether an `Accept` header takes `media_type` (RFC 9110, 12.5.1): the most specific range decides."""
+    if header is None or not header.strip():
+        return True
+    kind = media_type.partition("/")[0] + "/*"
+    best = (0, 0.0)
+    for item in header.split(","):
+        name, *parameters = (part.strip() for part in item.split(";"))
+        specificity = {media_type.lower(): 3, kind.lower(): 2, "*/*": 1}.get(name.lower(), 0)
+        if specificity > best[0]:
+            best = (specificity, _quality(parameters))
+    return best[1] > 0
+
+
+def _quality(parameters: list[str]) -> float:
+    for parameter in parameters:
+        key, _, value = parameter.partition("=")
+        if key.strip().lower() == "q":
+            try:
+                return float(value)
+            except ValueError:
+                return 0.0
+    return 1.0
+

@@ -1,0 +1,320 @@
+"""The supervisor: binds once, forks workers, puts a new one where one died, and drains them at the end.
+
+It is a plain synchronous process: no event loop, no thread, so that forking is safe, and one place waits for whatever
+happens next, a child's end or a signal. (hypercorn's own process manager ends the whole server, with exit code 0, when
+one worker dies.)
+
+A worker tells the supervisor through a pipe that it is ready, or why it cannot be. When every worker fails before it
+was ready, nothing would help: that is the exit code 2, with the reason.
+"""
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from moorage import ConfigurationError
+
+_log = logging.getLogger("moorage.supervisor")
+
+BACKLOG = 1024
+_SYSTEMD_FIRST = 3
+_READY = b"ready"
+_KILL_GRACE_SECONDS = 5.0
+_BACKOFF_FIRST = 0.1
+_BACKOFF_MOST = 30.0
+_HEALTHY_SECONDS = 60.0
+_REASON_LIMIT = 4096
+
+EXIT_CONFIGURATION = 2
+
+Work = Callable[[list[int], Callable[[], None]], None]
+"""What a worker does: serve on the listening descriptors, calling the function when it is ready; raises to fail."""
+
+
+def usable_processors() -> int:
+    """Return how many processors this process may use, as its affinity and its control group say."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        if quota != "max":
+            count = min(count, max(1, round(int(quota) / int(period))))
+    return count
+
+
+def default_workers() -> int:
+    """Return how many workers to run where nobody says: one for each usable processor, at most four."""
+    return min(usable_processors(), 4)
+
+
+def bind(address: str, *, unix: bool) -> list[socket.socket]:
+    """Return sockets that listen on `address`: `host:port`, `:port` for every interface, or the path of a socket.
+
+    One descriptor from systemd's socket activation goes before both, as in distribution.
+
+    Raises:
+        ConfigurationError: the address cannot be used.
+    """
+    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+        listener = socket.socket(fileno=_SYSTEMD_FIRST)
+        listener.listen(BACKLOG)
+        return [listener]
+    try:
+        if unix:
+            return [_bind_unix(address)]
+        host, _, port = address.rpartition(":")
+        if not port.isdigit() or int(port) > 0xFFFF:
+            raise ConfigurationError(f"http.addr: {address!r} is not host:port")
+        return _bind_tcp(host.strip("[]"), int(port))
+    except OSError as error:
+        raise ConfigurationError(f"http.addr: cannot listen on {address}: {error.strerror or error}") from error
+
+
+def _bind_tcp(host: str, port: int) -> list[socket.socket]:
+    if not host:
+        # Every interface, of both families where the system has both.
+        if socket.has_dualstack_ipv6():
+            with contextlib.suppress(OSError):
+                listener = socket.create_server(
+                    ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG
+                )
+                return [_quick(listener)]
+        return [_quick(socket.create_server(("0.0.0.0", port), backlog=BACKLOG))]  # noqa: S104 - that was asked for
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    addresses = dict.fromkeys((family, sockaddr[:2]) for family, _, _, _, sockaddr in found)
+    listeners: list[socket.socket] = []
+    for family, sockaddr in addresses:
+        # With port 0 the second family takes the port that the system gave to the first.
+        target = (str(sockaddr[0]), listeners[0].getsockname()[1] if listeners and not port else int(sockaddr[1]))
+        listeners.append(_quick(socket.create_server(target, family=family, backlog=BACKLOG)))
+    return listeners
+
+
+def _quick(listener: socket.socket) -> socket.socket:
+    # Inherited by every accepted connection: an answer's head does not wait for the acknowledgement of another.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
+
+
+def _bind_unix(address: str) -> socket.socket:
+    path = Path(address)
+    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(address)
+    listener.listen(BACKLOG)
+    return listener
+
+
+class _Worker:
+    """A child process, as the supervisor sees it."""
+
+    def __init__(self, pid: int, pipe: int) -> None:
+        self.pid = pid
+        self.pipe = pipe
+        self.began = time.monotonic()
+        self.said = b""
+
+    @property
+    def ready(self) -> bool:
+        return self.said == _READY
+
+    def listen(self) -> None:
+        """Take in what the worker has to say, as far as it is there."""
+        while self.pipe >= 0 and select.select([self.pipe], [], [], 0)[0]:
+            data = os.read(self.pipe, _REASON_LIMIT)
+            self.said = (self.said + data)[:_REASON_LIMIT]
+            if not data:
+                self.close()
+
+    def close(self) -> None:
+        if self.pipe >= 0:
+            os.close(self.pipe)
+            self.pipe = -1
+
+
+class Supervisor:
+    """Keeps a number of workers running."""
+
+    def __init__(self, listeners: list[socket.socket], work: Work, *, workers: int, drain_seconds: float) -> None:
+        """Run `workers` processes that do `work` on `listeners`; give them `drain_seconds` to end."""
+        self._listeners = listeners
+        self._work = work
+        self._count = workers
+        self._drain_seconds = drain_seconds
+        self._workers: dict[int, _Worker] = {}
+        self._was_ready = False
+        self._announced = False
+        self._backoff = _BACKOFF_FIRST
+        self._start_at: list[float] = []
+
+    def run(self) -> int:
+        """Run until SIGTERM or SIGINT; return the exit code: 0 after a stop, 2 if no worker could start."""
+        watched = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+        signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+        try:
+            for _ in range(self._count):
+                self._start()
+            while True:
+                self._announce()
+                self._start_those_due()
+                received = signal.sigtimedwait(watched, self._patience())
+                self._reap()
+                if received is not None and received.si_signo in {signal.SIGTERM, signal.SIGINT}:
+                    return self._stop()
+                if not self._was_ready and not self._workers:
+                    return EXIT_CONFIGURATION
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
+
+    def _patience(self) -> float:
+        """Return how long to wait for a signal: shorter while workers are starting or one is due."""
+        waits = [max(0.0, due - time.monotonic()) for due in self._start_at]
+        if any(not worker.ready for worker in self._workers.values()):
+            waits.append(0.05)
+        return min(waits, default=5.0)
+
+    def _start(self) -> None:
+        reading, writing = os.pipe()
+        # What is buffered would be written by both.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        pid = os.fork()
+        if pid == 0:
+            os.close(reading)
+            for worker in self._workers.values():
+                worker.close()
+            os._exit(self._child(writing))
+        os.close(writing)
+        self._workers[pid] = _Worker(pid, reading)
+
+    def _child(self, pipe: int) -> int:
+        """Do a worker's work in the forked process; return its exit code."""
+        try:
+            # A worker whose supervisor died must not serve on alone, unseen.
+            _end_with_parent()
+            signal.pthread_sigmask(signal.SIG_SETMASK, set())
+
+            def ready() -> None:
+                os.write(pipe, _READY)
+
+            self._work([listener.fileno() for listener in self._listeners], ready)
+        except ConfigurationError as error:
+            os.write(pipe, str(error).encode()[:_REASON_LIMIT])
+            return EXIT_CONFIGURATION
+        except BaseException as error:  # noqa: BLE001 - the edge of the process
+            _log.critical("a worker failed", exc_info=error)
+            with contextlib.suppress(OSError):
+                os.write(pipe, f"{type(error).__name__}: {error}".encode()[:_REASON_LIMIT])
+            return 1
+        else:
+            return 0
+        finally:
+            logging.shutdown()
+
+    def _announce(self) -> None:
+        for worker in self._workers.values():
+            worker.listen()
+        if any(worker.ready for worker in self._workers.values()):
+            self._was_ready = True
+        if not self._announced and self._workers and all(worker.ready for worker in self._workers.values()):
+            self._announced = True
+            addresses = ", ".join(_shown(listener) for listener in self._listeners)
+            _log.info("listening on %s with %d workers", addresses, len(self._workers))
+
+    def _reap(self) -> None:
+        """Take note of the workers that ended, and plan others in their places."""
+        while self._workers:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            worker = self._workers.pop(pid, None)
+            if worker is not None:
+                self._bury(worker, os.waitstatus_to_exitcode(status))
+
+    def _bury(self, worker: _Worker, code: int) -> None:
+        worker.listen()
+        worker.close()
+        if not worker.ready and not self._was_ready:
+            # Not one has started yet: it is the set-up that is wrong, not this worker.
+            reason = worker.said.decode(errors="replace") or f"a worker ended with {code} before it was ready"
+            sys.stderr.write(f"moorage: {reason}\n")
+            for other in self._workers.values():
+                os.kill(other.pid, signal.SIGTERM)
+            while self._workers:
+                gone, _ = os.wait()
+                other_worker = self._workers.pop(gone, None)
+                if other_worker is not None:
+                    other_worker.close()
+            return
+        if time.monotonic() - worker.began > _HEALTHY_SECONDS:
+            self._backoff = _BACKOFF_FIRST
+        ended = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+        _log.error("worker %d %s; another takes its place in %.1f s", worker.pid, ended, self._backoff)
+        self._start_at.append(time.monotonic() + self._backoff)
+        self._backoff = min(self._backoff * 2, _BACKOFF_MOST)
+
+    def _start_those_due(self) -> None:
+        now = time.monotonic()
+        due = [moment for moment in self._start_at if moment <= now]
+        self._start_at = [moment for moment in self._start_at if moment > now]
+        for _ in due:
+            self._start()
+
+    def _stop(self) -> int:
+        """Stop listening, tell the workers, wait for them within bounds."""
+        _log.info("stopping; requests under way have %.0f s to end", self._drain_seconds)
+        for listener in self._listeners:
+            listener.close()
+        for pid in self._workers:
+            os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + self._drain_seconds + _KILL_GRACE_SECONDS
+        while self._workers and time.monotonic() < deadline:
+            signal.sigtimedwait({signal.SIGCHLD}, min(0.5, max(0.01, deadline - time.monotonic())))
+            self._collect()
+        for pid in self._workers:
+            _log.warning("worker %d did not end in time and is killed", pid)
+            os.kill(pid, signal.SIGKILL)
+        while self._workers:
+            gone, _ = os.wait()
+            self._workers.pop(gone, None)
+        _log.info("stopped")
+        return 0
+
+    def _collect(self) -> None:
+        while self._workers:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                return
+            worker = self._workers.pop(pid, None)
+            if worker is not None:
+                worker.close()
+
+
+def _shown(listener: socket.socket) -> str:
+    name: object = listener.getsockname()
+    if isinstance(name, tuple):
+        host, port = str(name[0]), name[1]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"unix:{name}"
+
+
+def _end_with_parent() -> None:
+    """Have the system send SIGTERM to this process when its parent dies, where it can (Linux)."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    set_parent_death_signal = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)

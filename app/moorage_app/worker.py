@@ -1,0 +1,121 @@
+"""One worker process: opens the registry and serves it with hypercorn until it is told to stop."""
+
+import errno
+import logging
+import os
+import resource
+import signal
+from collections.abc import Callable
+from typing import cast
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve
+
+from moorage import Configuration, PluginManager, open_registry
+
+from .asgi import Application, Settings, settings_headers
+from .hooks import Route
+from .routes import Limits
+
+_log = logging.getLogger("moorage.worker")
+
+_KEEP_ALIVE_SECONDS = 75
+_HEAD_BYTES = 64 << 10
+
+
+def application_settings(configuration: Configuration) -> Settings:
+    """Return how the application shall speak HTTP under `configuration`."""
+    http = configuration.http
+    return Settings(
+        prefix=http.prefix.rstrip("/"),
+        host=http.host,
+        relative_urls=http.relative_urls is not False,
+        headers=settings_headers(http.headers),
+        limits=Limits(tags=configuration.tags.max_tags, repositories=configuration.catalog.max_entries),
+        trusted_proxies=http.trusted_proxies,
+        access_log=not configuration.log.access_log.disabled,
+    )
+
+
+def plugin_routes(plugins: PluginManager) -> dict[str, Route]:
+    """Return the routes that plugins offer, by path."""
+    routes: dict[str, Route] = {}
+    for offered in plugins.call("register_routes"):
+        routes.update(cast("dict[str, Route]", offered))
+    return routes
+
+
+async def serve_worker(
+    configuration: Configuration, plugins: PluginManager, listeners: list[int], ready: Callable[[], None]
+) -> None:
+    """Serve on the listening descriptors `listeners` until SIGTERM or SIGINT, then drain.
+
+    `ready` is called when connections are answered. Requests under way have `draintimeout` to end; what is sent after
+    that is cut, what was received is kept.
+
+    Raises:
+        ConfigurationError: the registry cannot be opened.
+    """
+    _raise_descriptor_limit()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_registry(configuration, plugins) as opened:
+            application = Application(opened.handler, application_settings(configuration), plugin_routes(plugins))
+            stop = trio.Event()
+
+            async def wait_for_signal() -> None:
+                async for _ in signals:
+                    application.drain()
+                    stop.set()
+                    return
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait_for_signal)
+                hypercorn = _hypercorn(configuration.http.drain_timeout, listeners)
+                await nursery.start(_serve, application, hypercorn, stop, ready)
+                await stop.wait()
+
+
+async def _serve(
+    application: Application,
+    config: Config,
+    stop: trio.Event,
+    ready: Callable[[], None],
+    *,
+    task_status: trio.TaskStatus[None],
+) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_start, application, config, stop)
+        ready()
+        task_status.started()
+
+
+async def _start(
+    application: Application, config: Config, stop: trio.Event, *, task_status: trio.TaskStatus[list[str]]
+) -> None:
+    await serve(application, config, shutdown_trigger=stop.wait, task_status=task_status, mode="asgi")
+
+
+def _hypercorn(drain_seconds: float, listeners: list[int]) -> Config:
+    config = Config()
+    # hypercorn closes what it is given; the supervisor's own descriptors stay open in this process's table.
+    config.bind = [f"fd://{os.dup(descriptor)}" for descriptor in listeners]
+    config.graceful_timeout = drain_seconds
+    config.keep_alive_timeout = _KEEP_ALIVE_SECONDS
+    config.keep_alive_max_requests = 1 << 62
+    config.h11_max_incomplete_size = _HEAD_BYTES
+    config.backlog = 1024
+    config.include_server_header = False
+    config.errorlog = logging.getLogger("moorage.server")
+    config.loglevel = "WARNING"
+    return config
+
+
+def _raise_descriptor_limit() -> None:
+    """Take as many descriptors as the system gives: each connection and each open blob is one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        except (ValueError, OSError) as error:
+            _log.debug("the descriptor limit stays at %d: %s", soft, errno.errorcode.get(getattr(error, "errno", 0)))

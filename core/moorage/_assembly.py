@@ -1,0 +1,203 @@
+"""Joining configuration, plugins, driver, registry and middleware into one handler: the only place where that is done.
+
+From the client inwards: observers, authentication, what the operator turned off, the middleware of `plugins:` in the
+order of the configuration, the registry, and below it storage middleware around the driver.
+"""
+
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
+
+import msgspec
+import trio
+
+from ._configuration import Configuration, ConfigurationError, UploadPurging, did_you_mean
+from ._driver import Driver
+from ._errors import DriverError, RegistryError, Unauthorized
+from ._hooks import Authenticator, MiddlewareFactory, Rule
+from ._operations import Handler, Operation, R
+from ._plugins import PluginManager
+from ._registry import Registry
+
+_log = logging.getLogger("moorage.assembly")
+
+F = TypeVar("F")
+
+_CLOCKWORK_RETRY_SECONDS = 60.0
+_FIRST_PURGE_SECONDS = 600.0
+
+
+class OpenedRegistry(msgspec.Struct, frozen=True):
+    """A registry that is ready to answer: what to ask, and the store below it."""
+
+    handler: Handler
+    driver: Driver
+
+
+class _Observed:
+    """The outermost handler: shows every finished operation to the observers among the plugins."""
+
+    def __init__(self, inner: Handler, plugins: PluginManager) -> None:
+        self._inner = inner
+        self._plugins = plugins
+
+    async def __call__(self, operation: Operation[R], /) -> R:
+        began = trio.current_time()
+        try:
+            reply = await self._inner(operation)
+        except RegistryError as error:
+            self._plugins.operation_finished(operation, None, error, trio.current_time() - began)
+            raise
+        self._plugins.operation_finished(operation, reply, None, trio.current_time() - began)
+        return reply
+
+
+class _Authenticated:
+    """Sets the caller of every operation, or refuses it."""
+
+    def __init__(self, inner: Handler, authenticator: Authenticator) -> None:
+        self._inner = inner
+        self._authenticator = authenticator
+
+    async def __call__(self, operation: Operation[R], /) -> R:
+        caller = await self._authenticator(operation.origin)
+        if caller is None:
+            raise Unauthorized("authentication required", challenges=[self._authenticator.challenge])
+        return await self._inner(msgspec.structs.replace(operation, caller=caller))
+
+
+def claimed_sections(plugins: PluginManager) -> frozenset[str]:
+    """Return the sections of a configuration, as dotted paths, that some plugin answers for."""
+    sections = {factory.section for factory in (*plugins.middleware().values(), *plugins.rules().values())}
+    sections |= {f"auth.{name}" for name in plugins.authenticators()}
+    if plugins.storage_middleware():
+        sections.add("middleware.storage")
+    return frozenset(section for section in sections if section)
+
+
+@asynccontextmanager
+async def open_registry(configuration: Configuration, plugins: PluginManager) -> AsyncGenerator[OpenedRegistry]:
+    """Open everything that `configuration` names; close it in the opposite order.
+
+    Raises:
+        ConfigurationError: it names something that no plugin offers, or the store cannot be opened.
+    """
+    async with AsyncExitStack() as stack:
+        driver = await _open_driver(configuration, plugins, stack)
+        await _open_rules(configuration, plugins, stack)
+        registry = Registry(driver, plugins, tag_reads_at_once=configuration.storage.tag_concurrency or 16)
+        handler = await _wrap(registry, configuration, plugins, stack)
+        purging = configuration.storage.upload_purging
+        if purging.enabled and not configuration.storage.read_only:
+            nursery = await stack.enter_async_context(trio.open_nursery())
+            stack.callback(nursery.cancel_scope.cancel)
+            nursery.start_soon(_purge_uploads, registry, driver, purging)
+        yield OpenedRegistry(handler, driver)
+
+
+async def _open_driver(configuration: Configuration, plugins: PluginManager, stack: AsyncExitStack) -> Driver:
+    name = configuration.storage.driver
+    factory = _offered(plugins, "storage driver", f"storage.{name}", name, plugins.drivers())
+    options = configuration.decode(f"storage.{name}", factory.options)
+    try:
+        driver = await stack.enter_async_context(factory.open(options))
+    except DriverError as error:
+        raise ConfigurationError(f"storage.{name}: the store cannot be opened: {error.args[0]}") from error
+    offered = plugins.storage_middleware()
+    # The first in the list is the innermost, as in distribution.
+    for at, entry in enumerate(configuration.middleware.storage):
+        if not entry.disabled:
+            where = f"middleware.storage[{at}]"
+            around = _offered(plugins, "storage middleware", where, entry.name, offered)
+            settings = configuration.document.decode(around.options, ("middleware", "storage", at, "options"))
+            driver = await stack.enter_async_context(around.open(settings, driver))
+    return driver
+
+
+async def _open_rules(configuration: Configuration, plugins: PluginManager, stack: AsyncExitStack) -> None:
+    for name, rule in _configured(configuration, plugins.rules()):
+        options = configuration.decode(_section(name, rule), rule.options)
+        opened = await stack.enter_async_context(rule.open(options))
+        record = plugins.register(opened, f"rule {name}")
+        if record.error:
+            raise ConfigurationError(f"{_section(name, rule)}: the rule {name} cannot be used: {record.error}")
+        stack.callback(plugins.unregister, f"rule {name}")
+
+
+async def _wrap(
+    handler: Handler, configuration: Configuration, plugins: PluginManager, stack: AsyncExitStack
+) -> Handler:
+    configured = _configured(configuration, plugins.middleware())
+    # The last one opened is the outermost: those of `plugins:` inside, in their order, then what the operator turned off.
+    inside = [item for item in configured if item[1].section is None]
+    outside = [item for item in configured if item[1].section is not None]
+    for name, factory in [*reversed(inside), *outside]:
+        options = configuration.decode(_section(name, factory), factory.options)
+        handler = await stack.enter_async_context(factory.open(options, handler))
+    if configuration.auth.type != "none":
+        name = configuration.auth.type
+        offered = _offered(plugins, "authenticator", f"auth.{name}", name, plugins.authenticators())
+        authenticator = await stack.enter_async_context(
+            offered.open(configuration.decode(f"auth.{name}", offered.options))
+        )
+        handler = _Authenticated(handler, authenticator)
+    if plugins.observed:
+        handler = _Observed(handler, plugins)
+    return handler
+
+
+W = TypeVar("W", MiddlewareFactory[msgspec.Struct], Rule[msgspec.Struct])
+
+
+def _section(name: str, factory: MiddlewareFactory[msgspec.Struct] | Rule[msgspec.Struct]) -> str:
+    return factory.section or f"plugins.{name}"
+
+
+def _configured(configuration: Configuration, offered: Mapping[str, W]) -> list[tuple[str, W]]:
+    """Return what of `offered` the configuration asks for: sections first, then `plugins:` in its own order."""
+    by_section = [
+        (name, factory)
+        for name, factory in offered.items()
+        if factory.section and (factory.always or configuration.section(factory.section) is not None)
+    ]
+    by_name = [(name, offered[name]) for name in configuration.plugins if name in offered and not offered[name].section]
+    return by_section + by_name
+
+
+def _offered(plugins: PluginManager, kind: str, where: str, name: str, offered: Mapping[str, F]) -> F:
+    """Return what is offered under `name`.
+
+    Raises:
+        ConfigurationError: nothing is; the sentence names what is there, and plugins that could not be loaded.
+    """
+    if name in offered:
+        return offered[name]
+    failed = [record for record in plugins.records if record.error]
+    sentence = f"{where}: there is no {kind} {name!r}"
+    if offered:
+        sentence += f"; {did_you_mean(name, offered)}"
+    for record in failed:
+        sentence += f"; the plugin {record.name} of {record.distribution or record.module} is not in use: {record.error}"
+    raise ConfigurationError(sentence)
+
+
+async def _purge_uploads(registry: Registry, driver: Driver, purging: UploadPurging) -> None:
+    """Remove abandoned uploads now and then, in one process at a time."""
+    await trio.sleep(random.uniform(0, min(purging.interval, _FIRST_PURGE_SECONDS)))  # noqa: S311 - to spread load
+    while True:
+        try:
+            async with driver.hold("clockwork") as held:
+                while held:
+                    count = await registry.uploads.expire(
+                        older_than=time.time() - purging.age, dry_run=purging.dry_run
+                    )
+                    if count:
+                        _log.info("%d abandoned uploads %s", count, "found" if purging.dry_run else "removed")
+                    await trio.sleep(purging.interval)
+        except (DriverError, RegistryError) as error:
+            _log.warning("abandoned uploads could not be removed: %s", error)
+        # Somebody else does it, or the store is away; look again later.
+        await trio.sleep(min(purging.interval, _CLOCKWORK_RETRY_SECONDS))
