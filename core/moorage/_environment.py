@@ -17,7 +17,8 @@ from typing import Final
 
 from msgspec import inspect
 
-from ._document import DEEPEST_NESTING, Document, Key, Plain, inspected, is_anything, read_yaml, shorthand
+from ._document import Document, annotation, inspected, is_anything, shorthand
+from ._yaml import DEEPEST_NESTING, Key, Plain, one_line, read_yaml
 
 PREFIX: Final = "REGISTRY_"
 CONFIGURATION_PATH: Final = "REGISTRY_CONFIGURATION_PATH"
@@ -47,7 +48,7 @@ def apply_environment(document: Document, type_: type, environ: Mapping[str, str
         try:
             root = _Override(document, name, environ[name]).applied(inspected(type_), document.root, words, ())
         except _NamesNothingError:
-            warnings.append(f"{ascii(name)[1:-1]}: names no setting; ignored")
+            warnings.append(f"{one_line(name)}: names no setting; ignored")
         else:
             # A value at the root itself would need a name without words; split() gives at least one.
             document.root = root if isinstance(root, dict) else document.root
@@ -123,15 +124,14 @@ def _bare(info: inspect.Type) -> inspect.Type:
         case inspect.Metadata(type=inner):
             return _bare(inner)
         case inspect.UnionType(types=types):
-            inner = [each for each in types if not isinstance(each, inspect.NoneType)]
-            return _bare(inner[0]) if len(inner) == 1 else info
+            rest = [each for each in types if not isinstance(each, inspect.NoneType)]
+            return _bare(rest[0]) if len(rest) == 1 else info
         case _:
             return info
 
 
 def _word(field: inspect.Field) -> str:
-    extra = field.type.extra if isinstance(field.type, inspect.Metadata) else None
-    word = (extra or {}).get("environment")
+    word = annotation(field.type, "environment")
     return word if isinstance(word, str) else field.encode_name.upper()
 
 

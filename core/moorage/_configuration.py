@@ -1,0 +1,460 @@
+"""Load the configuration: a file in distribution's format, the environment over it, the command line over both.
+
+What this module keeps:
+
+- A configuration that works in distribution works here and means the same, or the start fails and says why.
+- What is ignored is said. Where ignoring would be unsafe (who may come in, whether the wire is encrypted, whether a mirror
+  is a mirror), the start fails instead.
+- Secrets show neither in `Configuration.shown` nor in any repr, nor in an error about something else.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Final, TypeVar, cast
+
+from msgspec import Struct, field, structs, to_builtins
+
+from ._document import Document, inspected, json_schema, read_document
+from ._environment import CONFIGURATION_PATH, apply_environment
+from ._settings import (
+    DEFAULT_PAGE,
+    SECTIONS_OF_STORAGE,
+    Catalog,
+    Http,
+    Log,
+    Maintenance,
+    MiddlewareEntry,
+    Section,
+    Sections,
+    StorageCache,
+    StorageDelete,
+    StorageRedirect,
+    StorageSections,
+    StorageTag,
+    Tags,
+    UploadPurging,
+    Written,
+)
+from ._yaml import (
+    ConfigurationError,
+    Key,
+    Plain,
+    did_you_mean,
+    duration_text,
+    in_words,
+    is_secret,
+    masked,
+    merged,
+    quoted,
+    unwrapped,
+)
+
+__all__ = [
+    "CONFIGURATION_PATH",
+    "Auth",
+    "Catalog",
+    "Configuration",
+    "ConfigurationError",
+    "Http",
+    "LoadedConfiguration",
+    "Log",
+    "MiddlewareEntry",
+    "Storage",
+    "StorageCache",
+    "Tags",
+    "UploadPurging",
+    "configuration_schema",
+    "did_you_mean",
+    "load_configuration",
+]
+
+T = TypeVar("T")
+
+_DRIVERS: Final = {
+    "azure": "Azure Blob Storage.",
+    "filesystem": "A directory.",
+    "fsspec": "Whatever fsspec can open.",
+    "gcs": "Google Cloud Storage.",
+    "inmemory": "The memory of one process; gone when it ends.",
+    "s3": "Amazon S3 and what speaks its protocol.",
+    "s3aws": "Another name of s3.",
+}
+"""The drivers that need no foreign plugin; known here for the schema and for suggestions only."""
+
+_NOT_BUILT: Final = (
+    "log.hooks",
+    "storage.cache",
+    "storage.redirect",
+    "http.tls",
+    "http.http2",
+    "http.h2c",
+    "http.debug",
+    "notifications",
+    "redis",
+    "health",
+    "proxy",
+    "validation",
+    "policy",
+)
+_REFUSED: Final = {
+    "http.tls.certificate": "a clear-text registry",
+    "http.tls.key": "a clear-text registry",
+    "http.tls.clientcas": "a clear-text registry",
+    "http.tls.letsencrypt": "a clear-text registry",
+    "proxy.remoteurl": "a writable registry instead of a mirror",
+}
+_WITHOUT_FILE: Final[dict[str, Plain]] = {
+    "version": "0.1",
+    "storage": {"delete": {"enabled": True}, "filesystem": {"rootdirectory": "./data"}},
+    "http": {"addr": "127.0.0.1:5000"},
+}
+_WITH_FILE: Final[dict[str, Plain]] = {"http": {"addr": ":5000"}}
+_DISTRIBUTION_ROOT: Final = "/var/lib/registry"
+
+
+class Storage(Section, frozen=True, kw_only=True):
+    """Where content lies, and what holds whatever the driver is.
+
+    Attributes:
+        driver: The driver's name.
+        parameters: What the driver is given; only the driver knows its keys.
+        delete_enabled: Whether clients may delete.
+        read_only: Whether whatever changes content is refused.
+        redirect_disable: Whether clients always get content from the registry itself; has no effect yet.
+        tag_concurrency: How many tags are read at once to find those of a digest; 0 leaves it to the registry.
+        upload_purging: What happens to uploads that nobody finishes.
+        cache: The cache of descriptors; has no effect yet.
+    """
+
+    driver: str
+    parameters: dict[str, object] = field(default_factory=dict[str, object])
+    delete_enabled: bool = False
+    read_only: bool = False
+    redirect_disable: bool = False
+    tag_concurrency: int = 0
+    upload_purging: UploadPurging = UploadPurging()
+    cache: StorageCache = StorageCache()
+
+
+class Auth(Section, frozen=True, kw_only=True):
+    """Who may do what: the authenticator's name, ``none`` for an open registry, and what it is given."""
+
+    type: str = "none"
+    options: dict[str, object] = field(default_factory=dict[str, object])
+
+
+class Configuration(Sections, frozen=True, kw_only=True):
+    """All settings, checked, with defaults in place.
+
+    Made by `load_configuration`. ``document`` is the merged tree behind `section`, `decode` and `shown`.
+    """
+
+    storage: Storage
+    auth: Auth
+    document: Document
+
+    def __repr__(self) -> str:
+        return f"Configuration(storage={self.storage.driver!r}, addr={self.http.addr!r}, ...)"
+
+    def section(self, path: str) -> object | None:
+        """Give what is written at a dotted path such as ``validation.manifests.indexes`` as plain data, or None."""
+        return unwrapped(self.document.find(tuple(path.split("."))))
+
+    def decode(self, path: str, type_: type[T]) -> T:
+        """Give what is written at a dotted path as a plugin's own type, with the same sentences for what is wrong there.
+
+        Nothing there gives the type's defaults.
+
+        Raises:
+            ConfigurationError: What is written there is not what the type allows.
+            TypeError: The type has a field that a configuration cannot hold.
+        """
+        return self.document.decode(type_, tuple(path.split(".")))
+
+    def shown(self) -> dict[str, object]:
+        """Give the configuration in effect under distribution's keys, with each secret replaced by ``***``."""
+        written = cast(
+            "dict[str, Plain]", merged(unwrapped(self.document.root), self._in_effect())
+        )  # both are mappings
+        written.pop("loglevel", None)
+        shown = cast("dict[str, object]", masked(written))  # a mapping's copy is one
+        # The names of drivers, authenticators and plugins are no names of settings: "token" is not a secret there.
+        for name in ("storage", "auth", "plugins"):
+            inner = written.get(name)
+            if isinstance(inner, dict):
+                shown[name] = {
+                    each: masked(value, secret=is_secret(each) and not isinstance(value, dict))
+                    for each, value in inner.items()
+                }
+        # Everybody who asks gets these headers, so only those that sound like secrets are hidden.
+        headers: dict[str, Plain] = {name: list(values) for name, values in self.http.headers.items()}
+        cast("dict[str, object]", shown["http"]).update({"headers": masked(headers)} if headers else {})
+        return shown
+
+    def _in_effect(self) -> dict[str, Plain]:
+        storage, http, log = self.storage, self.http, self.log
+        purging = storage.upload_purging
+        effective: dict[str, Plain] = {
+            "version": self.version,
+            "log": {
+                "level": log.level,
+                "formatter": log.formatter,
+                "reportcaller": log.report_caller,
+                "accesslog": {"disabled": log.access_log.disabled},
+            },
+            "storage": {
+                storage.driver: cast("Plain", to_builtins(storage.parameters)),  # was read from YAML
+                "delete": {"enabled": storage.delete_enabled},
+                "maintenance": {
+                    "readonly": {"enabled": storage.read_only},
+                    "uploadpurging": {
+                        "enabled": purging.enabled,
+                        "age": duration_text(purging.age),
+                        "interval": duration_text(purging.interval),
+                        "dryrun": purging.dry_run,
+                    },
+                },
+                "tag": {"concurrencylimit": storage.tag_concurrency},
+            },
+            "auth": {self.auth.type: cast("Plain", to_builtins(self.auth.options))},  # was read from YAML
+            "http": {
+                "addr": http.addr,
+                "net": http.net,
+                "prefix": http.prefix,
+                "host": http.host,
+                "draintimeout": duration_text(http.drain_timeout),
+                "trustedproxies": list(http.trusted_proxies),
+            },
+            "catalog": {"maxentries": self.catalog.max_entries},
+            "tags": {"maxtags": self.tags.max_tags},
+        }
+        return effective
+
+
+class LoadedConfiguration(Struct, frozen=True, kw_only=True):
+    """A configuration, and what its owner should be told about it, one sentence each."""
+
+    configuration: Configuration
+    warnings: tuple[str, ...] = ()
+
+
+def load_configuration(
+    path: Path | None,
+    environ: Mapping[str, str],
+    *,
+    defaults: Mapping[str, object] | None = None,
+    overrides: Mapping[str, object] | None = None,
+    claimed: Collection[str] = (),
+) -> LoadedConfiguration:
+    """Load a configuration.
+
+    Later wins: built-in defaults, ``defaults``, the file, the environment's ``REGISTRY_...``, ``overrides``. A storage driver
+    among the defaults gives way to any other that is named later; between file, environment and overrides, two drivers
+    are an error.
+
+    Args:
+        path: The file, in distribution's format; None for Moorage's own defaults (deletes on, ``./data``, this machine only).
+        environ: The environment's variables.
+        defaults: A tree of settings below all that is written.
+        overrides: Settings above all that is written, by dotted path: ``{"http.addr": ":5000"}``.
+        claimed: Dotted paths of sections that plugins answer for, so that they are neither refused nor said to have no effect.
+
+    Raises:
+        ConfigurationError: The configuration cannot be used; one sentence says where, what was found and what is allowed.
+    """
+    document = Document("configuration", {}) if path is None else read_document(path)
+    warnings = list(apply_environment(document, Written, environ))
+    for name in ("storage", "auth"):
+        _write_out(document, name)
+    given = cast("dict[str, Plain]", to_builtins(dict(defaults or {}), enc_hook=str))  # paths become text
+    for under in (given, _WITHOUT_FILE if path is None else _WITH_FILE):
+        document.root = _laid_over(under, document.root)
+    for dotted_path, value in (overrides or {}).items():
+        key = tuple(dotted_path.split("."))
+        document.root = _with(document.root, key, cast("Plain", to_builtins(value, enc_hook=str)))
+        document.mark(key, "command line")
+        _write_out(document, key[0])
+    written = document.decode(Written)
+    log = written.log
+    if written.loglevel is not None:
+        warnings.append(str(document.error(("loglevel",), "an old name; write log.level instead")))
+        if document.find(("log", "level")) is None:
+            log = structs.replace(log, level=written.loglevel)
+    configuration = Configuration(
+        **{name: getattr(written, name) for name in Sections.__struct_fields__},
+        storage=_storage(document),
+        auth=_auth(document),
+        document=document,
+    )
+    configuration = structs.replace(
+        configuration,
+        log=log,
+        catalog=Catalog(max_entries=max(written.catalog.max_entries, 0) or DEFAULT_PAGE),
+        tags=Tags(max_tags=written.tags.max_tags or DEFAULT_PAGE),
+    )
+    _refuse_what_is_unsafe_to_ignore(configuration, claimed)
+    warnings.extend(
+        str(document.error(key, "has no effect yet; this version of Moorage does not support it"))
+        for key in _without_effect(configuration, claimed)
+    )
+    return LoadedConfiguration(configuration=configuration, warnings=tuple(warnings))
+
+
+def configuration_schema() -> dict[str, object]:
+    """Describe the configuration file as JSON Schema (draft 2020-12), for editors."""
+    schema = json_schema(inspected(Written))
+    properties = cast("dict[str, dict[str, object]]", schema["properties"])  # json_schema's form of a Struct
+    sections = cast("dict[str, object]", json_schema(inspected(StorageSections))["properties"])  # same
+    some_mapping: dict[str, object] = {"type": ["object", "null"]}
+    described = {name: {**some_mapping, "description": text} for name, text in _DRIVERS.items()}
+    shorthand: dict[str, object] = {"type": "string", "minLength": 1}
+    properties["storage"] = {
+        "description": properties["storage"]["description"],
+        "anyOf": [
+            shorthand,
+            {"type": "object", "properties": {**sections, **described}, "additionalProperties": some_mapping},
+        ],
+    }
+    properties["auth"] = {
+        "description": properties["auth"]["description"],
+        "anyOf": [shorthand, {"type": ["object", "null"], "maxProperties": 1, "additionalProperties": some_mapping}],
+    }
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Moorage configuration",
+        **schema,
+        "required": ["version", "storage"],
+    }
+
+
+def _write_out(document: Document, name: str) -> None:
+    value = document.root.get(name)
+    if isinstance(value, str):
+        document.root[name] = {str(value): None} if value else None
+
+
+def _with(tree: Plain, key: Key, value: Plain) -> dict[str, Plain]:
+    items = dict(tree) if isinstance(tree, dict) else {}
+    name = str(key[0])
+    items[name] = _with(items.get(name), key[1:], value) if len(key) > 1 else value
+    return items
+
+
+def _laid_over(under: dict[str, Plain], over: dict[str, Plain]) -> dict[str, Plain]:
+    storage = under.get("storage")
+    if isinstance(storage, str):
+        storage = {str(storage): None}
+    if isinstance(storage, dict):
+        named = _drivers(over.get("storage"))
+        kept = {name: value for name, value in storage.items() if name in SECTIONS_OF_STORAGE or named in ([], [name])}
+        under = {**under, "storage": kept}
+    return cast("dict[str, Plain]", merged(under, over))  # two mappings make one
+
+
+def _drivers(storage: Plain) -> list[str]:
+    return [name for name in storage if name not in SECTIONS_OF_STORAGE] if isinstance(storage, dict) else []
+
+
+def _storage(document: Document) -> Storage:
+    drivers = _drivers(document.root.get("storage"))
+    if len(drivers) != 1:
+        raise _not_one_driver(document, drivers)
+    driver = drivers[0]
+    parameters = document.decode(dict[str, object], ("storage", driver))
+    if driver == "filesystem":
+        parameters.setdefault("rootdirectory", _DISTRIBUTION_ROOT)
+    sections = StorageSections(
+        cache=document.decode(StorageCache, ("storage", "cache")),
+        delete=document.decode(StorageDelete, ("storage", "delete")),
+        maintenance=document.decode(Maintenance, ("storage", "maintenance")),
+        redirect=document.decode(StorageRedirect, ("storage", "redirect")),
+        tag=document.decode(StorageTag, ("storage", "tag")),
+    )
+    return Storage(
+        driver=driver,
+        parameters=parameters,
+        delete_enabled=sections.delete.enabled,
+        read_only=sections.maintenance.read_only.enabled,
+        redirect_disable=sections.redirect.disable,
+        tag_concurrency=sections.tag.concurrency_limit,
+        upload_purging=sections.maintenance.upload_purging,
+        cache=sections.cache,
+    )
+
+
+def _not_one_driver(document: Document, drivers: list[str]) -> ConfigurationError:
+    if not drivers:
+        return document.error(
+            ("storage",), f"names no driver; allowed is exactly one, such as {in_words(_DRIVERS, 'or')}"
+        )
+    named: list[str] = []
+    hints: list[str] = []
+    for driver in drivers:
+        origins = document.origins_below(("storage", driver))
+        named.append(quoted(driver) + (f" ({', '.join(origins)})" if origins else ""))
+        hint = did_you_mean(driver, [*_DRIVERS, *SECTIONS_OF_STORAGE])
+        if driver not in _DRIVERS and hint.startswith("did"):
+            hints.append(f"; by {quoted(driver)}, {hint}")
+    sentence = f"names the drivers {', '.join(named[:-1])} and {named[-1]}; allowed is exactly one{''.join(hints)}"
+    return ConfigurationError(f"{document.source}: storage: {sentence}")
+
+
+def _auth(document: Document) -> Auth:
+    types = list(document.decode(dict[str, object], ("auth",)))
+    if not types:
+        return Auth()
+    if len(types) > 1:
+        raise document.error(("auth",), f"names {in_words(types, 'and')}; allowed is at most one")
+    return Auth(type=types[0], options=document.decode(dict[str, object], ("auth", types[0])))
+
+
+def _refuse_what_is_unsafe_to_ignore(configuration: Configuration, claimed: Collection[str]) -> None:
+    document = configuration.document
+    refused = dict(_REFUSED)
+    if configuration.auth.type != "none":
+        refused[f"auth.{configuration.auth.type}"] = "an open registry"
+    for path, instead in refused.items():
+        key = tuple(path.split("."))
+        is_auth = key[0] == "auth"
+        if (is_auth or _says_something(document.find(key))) and not _is_claimed(path, claimed):
+            suffix = "" if " instead " in instead else " instead"
+            raise document.error(key, f"not supported by this version; refusing to start {instead}{suffix}")
+
+
+def _without_effect(configuration: Configuration, claimed: Collection[str]) -> Iterator[Key]:
+    for kind in ("registry", "repository", "storage"):
+        entries: tuple[MiddlewareEntry, ...] = getattr(configuration.middleware, kind)
+        for entry in entries:
+            if not entry.disabled and not _is_claimed(f"middleware.{kind}.{entry.name}", claimed):
+                yield ("middleware", kind, entry.name)
+    for path in _NOT_BUILT:
+        key = tuple(path.split("."))
+        yield from _unclaimed(key, configuration.document.find(key), claimed)
+
+
+def _unclaimed(key: tuple[str, ...], value: Plain, claimed: Collection[str]) -> Iterator[Key]:
+    path = ".".join(key)
+    if not _says_something(value) or _is_claimed(path, claimed):
+        return
+    if isinstance(value, dict) and any(each.startswith(path + ".") for each in claimed):
+        for name, inner in value.items():
+            yield from _unclaimed((*key, name), inner, claimed)
+    else:
+        yield key
+
+
+def _is_claimed(path: str, claimed: Collection[str]) -> bool:
+    return any(path == each or path.startswith(each + ".") for each in claimed)
+
+
+def _says_something(value: Plain) -> bool:
+    """Tell whether ignoring a value would change anything: empty and switched-off things ask for nothing."""
+    match unwrapped(value):
+        case dict() as items if items.get("disabled") is True or items.get("enabled") is False:
+            return False
+        case dict() as items:
+            return any(_says_something(item) for item in items.values())
+        case list() as items:
+            return any(_says_something(item) for item in items)
+        case other:
+            return bool(other)
