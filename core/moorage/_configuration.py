@@ -361,8 +361,8 @@ def _storage(document: Document) -> Storage:
         raise _not_one_driver(document, drivers)
     driver = drivers[0]
     parameters = document.decode(dict[str, object], ("storage", driver))
-    if driver == "filesystem":
-        parameters.setdefault("rootdirectory", _DISTRIBUTION_ROOT)
+    if driver == "filesystem" and parameters.get("rootdirectory") is None:
+        parameters["rootdirectory"] = _DISTRIBUTION_ROOT
     sections = StorageSections(
         cache=document.decode(StorageCache, ("storage", "cache")),
         delete=document.decode(StorageDelete, ("storage", "delete")),

@@ -101,7 +101,7 @@ def merged(under: Plain, over: Plain) -> Plain:
         return under
     if not isinstance(under, dict) or not isinstance(over, dict):
         return over
-    return {name: merged(under.get(name), over.get(name)) for name in (*under, *(set(over) - set(under)))}
+    return {name: merged(under.get(name), over.get(name)) for name in {**under, **over}}
 
 
 def parse_duration(value: object) -> float:
@@ -159,7 +159,7 @@ def masked(value: Plain, *, secret: bool = False) -> Plain:
                 name: masked(item, secret=secret or name == "headers" or is_secret(name))
                 for name, item in value.items()
             }
-        case list():
+        case list() | tuple():  # Structs turned into plain values have tuples left
             return [masked(item, secret=secret) for item in value]
         case None | "":
             return value
