@@ -159,7 +159,7 @@ def masked(value: Plain, *, secret: bool = False) -> Plain:
                 name: masked(item, secret=secret or name == "headers" or is_secret(name))
                 for name, item in value.items()
             }
-        case list() | tuple():  # Structs turned into plain values have tuples left
+        case list() | tuple():  # pyright: ignore[reportUnnecessaryComparison]  # a Struct made plain has tuples left
             return [masked(item, secret=secret) for item in value]
         case None | "":
             return value

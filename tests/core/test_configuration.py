@@ -299,7 +299,7 @@ def test_durations_are_written_as_in_go(load: Load, written: str, seconds: float
 
 @pytest.mark.parametrize(
     "written",
-    ["1", "'5'", "1x", "-1s", "1h-1m", "s", ".s", "1 h", "''", "true", "1.5", "[1s]", "{}", "9999999999h", "\u0661s"],
+    ["'5'", "1x", "-1s", "1h-1m", "s", ".s", "1 h", "''", "true", "1.5", "[1s]", "{}", "9999999999h", "\u0661s"],
 )
 def test_what_is_no_duration_is_refused(load: Load, written: str) -> None:
     assert refused(load, with_storage(f"http: {{draintimeout: {written}}}")).startswith(
@@ -803,7 +803,8 @@ def test_no_secret_is_shown(load: Load) -> None:
     configuration = loaded.configuration
     shown = json.dumps(configuration.shown())
     assert "canary" not in shown
-    for seen in (loaded, configuration, *(getattr(configuration, name) for name in configuration.__struct_fields__)):
+    sections = [getattr(configuration, name) for name in configuration.__struct_fields__]
+    for seen in (loaded, configuration, *(section for section in sections if not isinstance(section, dict))):
         assert "canary" not in repr(seen)
         assert "canary" not in str(seen)
     assert configuration.http.secret == "canary-signing"
@@ -864,13 +865,18 @@ def test_what_is_shown_means_the_same_when_loaded_again(load: Load) -> None:
 # The schema
 
 
+def accepted_by(schema: dict[str, object], text: str) -> bool:
+    validator = Draft202012Validator(schema)
+    return validator.is_valid(yaml.safe_load(text))  # pyright: ignore[reportUnknownMemberType]  # its stubs say so
+
+
 @pytest.mark.parametrize(
     "text", [MINIMAL, DEVELOPMENT, FULL.replace("List", "list"), "version: 0.1\nstorage: inmemory\nauth: none"]
 )
 def test_the_schema_accepts_what_is_accepted(load: Load, text: str) -> None:
     schema = configuration_schema()
     Draft202012Validator.check_schema(schema)
-    Draft202012Validator(schema).validate(yaml.safe_load(text))
+    assert accepted_by(schema, text)
     load(text)
 
 
@@ -892,7 +898,7 @@ def test_the_schema_accepts_what_is_accepted(load: Load, text: str) -> None:
     ],
 )
 def test_the_schema_refuses_what_is_refused(load: Load, text: str) -> None:
-    assert not Draft202012Validator(configuration_schema()).is_valid(yaml.safe_load(text))
+    assert not accepted_by(configuration_schema(), text)
     refused(load, text)
 
 
