@@ -20,6 +20,7 @@ from ._settings import (
     DEFAULT_PAGE,
     SECTIONS_OF_STORAGE,
     Catalog,
+    Duration,
     Http,
     Log,
     Maintenance,
@@ -55,6 +56,7 @@ __all__ = [
     "Catalog",
     "Configuration",
     "ConfigurationError",
+    "Duration",
     "Http",
     "LoadedConfiguration",
     "Log",
@@ -257,13 +259,15 @@ def load_configuration(
         environ: The environment's variables.
         defaults: A tree of settings below all that is written.
         overrides: Settings above all that is written, by dotted path: ``{"http.addr": ":5000"}``.
-        claimed: Dotted paths of sections that plugins answer for, so that they are neither refused nor said to have no effect.
+        claimed: Dotted paths of sections that plugins answer for. These are neither refused nor said to have no effect, and
+            may have keys of the plugin's own, which `Configuration.decode` checks.
 
     Raises:
         ConfigurationError: The configuration cannot be used; one sentence says where, what was found and what is allowed.
     """
     document = Document("configuration", {}) if path is None else read_document(path)
-    warnings = list(apply_environment(document, Written, environ))
+    spared = [tuple(each.split(".")) for each in claimed]
+    warnings = list(apply_environment(document, Written, environ, spared=spared))
     for name in ("storage", "auth"):
         _write_out(document, name)
     given = cast("dict[str, Plain]", to_builtins(dict(defaults or {}), enc_hook=str))  # paths become text
@@ -274,7 +278,7 @@ def load_configuration(
         document.root = _with(document.root, key, cast("Plain", to_builtins(value, enc_hook=str)))
         document.mark(key, "command line")
         _write_out(document, key[0])
-    written = document.decode(Written)
+    written = document.decode(Written, spared=spared)
     log = written.log
     if written.loglevel is not None:
         warnings.append(str(document.error(("loglevel",), "an old name; write log.level instead")))
@@ -282,7 +286,7 @@ def load_configuration(
             log = structs.replace(log, level=written.loglevel)
     configuration = Configuration(
         **{name: getattr(written, name) for name in Sections.__struct_fields__},
-        storage=_storage(document),
+        storage=_storage(document, spared),
         auth=_auth(document),
         document=document,
     )
@@ -355,7 +359,7 @@ def _drivers(storage: Plain) -> list[str]:
     return [name for name in storage if name not in SECTIONS_OF_STORAGE] if isinstance(storage, dict) else []
 
 
-def _storage(document: Document) -> Storage:
+def _storage(document: Document, spared: Collection[Key]) -> Storage:
     drivers = _drivers(document.root.get("storage"))
     if len(drivers) != 1:
         raise _not_one_driver(document, drivers)
@@ -364,11 +368,11 @@ def _storage(document: Document) -> Storage:
     if driver == "filesystem" and parameters.get("rootdirectory") is None:
         parameters["rootdirectory"] = _DISTRIBUTION_ROOT
     sections = StorageSections(
-        cache=document.decode(StorageCache, ("storage", "cache")),
-        delete=document.decode(StorageDelete, ("storage", "delete")),
-        maintenance=document.decode(Maintenance, ("storage", "maintenance")),
-        redirect=document.decode(StorageRedirect, ("storage", "redirect")),
-        tag=document.decode(StorageTag, ("storage", "tag")),
+        cache=document.decode(StorageCache, ("storage", "cache"), spared=spared),
+        delete=document.decode(StorageDelete, ("storage", "delete"), spared=spared),
+        maintenance=document.decode(Maintenance, ("storage", "maintenance"), spared=spared),
+        redirect=document.decode(StorageRedirect, ("storage", "redirect"), spared=spared),
+        tag=document.decode(StorageTag, ("storage", "tag"), spared=spared),
     )
     return Storage(
         driver=driver,

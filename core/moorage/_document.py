@@ -9,7 +9,7 @@ What this module keeps:
 """
 
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from functools import cache
 from pathlib import Path
 from typing import Final, TypeVar, cast
@@ -120,20 +120,40 @@ class Document:
         place = f"{dotted(key)}: " if key else ""
         return ConfigurationError(f"{one_line(self.origin(key))}: {place}{one_line(problem)}")
 
-    def decode(self, type_: type[T], key: Key = ()) -> T:
+    def decode(self, type_: type[T], key: Key = (), *, spared: Collection[Key] = ()) -> T:
         """Check the value at a key against a type and give it as that type; nothing there gives the defaults.
 
         Understood are msgspec Structs, the plain types, tuples, lists, sets and mappings of them, literals, enumerations
         and alternatives, with msgspec's limits. A Struct's keys other than its fields are errors.
+
+        Args:
+            type_: What to give.
+            key: Where to look.
+            spared: Keys of sections that somebody else checks: what is unknown in them, or on the way to them, is left
+                out here.
 
         Raises:
             ConfigurationError: The value, or one in it, is not what the type allows.
             TypeError: The type is not one of the above.
         """
         info = inspected(cast("Hashable", type_))  # types are
-        return cast("T", self._checked(info, self.find(key), key))  # the walk follows the type
+        return cast("T", _Check(self, spared).checked(info, self.find(key), key))  # the walk follows the type
 
-    def _checked(self, info: inspect.Type, value: Plain, key: Key) -> object:
+
+def is_spared(key: Key, spared: Collection[Key]) -> bool:
+    """Tell whether a key lies in, or on the way to, one of some sections."""
+    return any(key[: len(each)] == each[: len(key)] for each in spared)
+
+
+class _Check:
+    """One walk down a value and a type."""
+
+    def __init__(self, document: Document, spared: Collection[Key]) -> None:
+        self._document = document
+        self._spared = spared
+
+    def checked(self, info: inspect.Type, value: Plain, key: Key) -> object:
+        """Give a value as the type wants it."""
         match info:
             case inspect.Metadata():
                 return self._annotated(info, value, key)
@@ -141,7 +161,7 @@ class Document:
                 return self._struct(info, self._mapping(value, key), key)
             case inspect.DictType(key_type=_, value_type=item):
                 return {
-                    name: self._checked(item, each, (*key, name)) for name, each in self._mapping(value, key).items()
+                    name: self.checked(item, each, (*key, name)) for name, each in self._mapping(value, key).items()
                 }
             case inspect.VarTupleType(item_type=item):
                 return tuple(self._items(item, value, key))
@@ -162,58 +182,58 @@ class Document:
             value = str(value).lower()
         parse = cast("Callable[[Plain], object] | None", annotation(info, "parse"))  # what our own annotations carry
         if parse is None:
-            return self._checked(info.type, value, key)
+            return self.checked(info.type, value, key)
         try:
             return parse(value)
         except ValueError as error:
-            raise self.error(key, f"found {found(value, key)}; allowed is {error}") from None
+            raise self._document.error(key, f"found {found(value, key)}; allowed is {error}") from None
 
     def _struct(self, info: inspect.StructType, value: dict[str, Plain], key: Key) -> object:
         known = {field.encode_name: field for field in info.fields}
         for name in value:
-            if name not in known:
-                raise self.error((*key, name), f"unknown key; {did_you_mean(name, known)}")
+            if name not in known and not is_spared((*key, name), self._spared):
+                raise self._document.error((*key, name), f"unknown key; {did_you_mean(name, known)}")
         given = {
-            field.name: self._checked(field.type, value[name], (*key, name))
+            field.name: self.checked(field.type, value[name], (*key, name))
             for name, field in known.items()
             if value.get(name) is not None
         }
         for name, field in known.items():
             if field.required and field.name not in given:
-                raise self.error((*key, name), f"missing; {_allowed(field.type)} is required")
+                raise self._document.error((*key, name), f"missing; {_allowed(field.type)} is required")
         try:
             return info.cls(**given)
         except (ValueError, TypeError) as error:  # what __post_init__ may raise, as in msgspec
-            raise self.error(key, str(error)) from None
+            raise self._document.error(key, str(error)) from None
 
     def _mapping(self, value: Plain, key: Key) -> dict[str, Plain]:
         if value is None:
             return {}
         if not isinstance(value, dict):
-            raise self.error(key, f"found {kind(value)}; allowed is a mapping")
+            raise self._document.error(key, f"found {kind(value)}; allowed is a mapping")
         return value
 
     def _items(self, item: inspect.Type, value: Plain, key: Key) -> list[object]:
         if value is None:
             return []
         if not isinstance(value, list):
-            raise self.error(key, f"found {kind(value)}; allowed is a list")
-        return [self._checked(item, each, (*key, position)) for position, each in enumerate(value)]
+            raise self._document.error(key, f"found {kind(value)}; allowed is a list")
+        return [self.checked(item, each, (*key, position)) for position, each in enumerate(value)]
 
     def _alternative(self, types: tuple[inspect.Type, ...], value: Plain, key: Key) -> object:
         alternatives = [each for each in types if not isinstance(each, inspect.NoneType)]
         if value is None and len(alternatives) < len(types):
             return None
         if len(alternatives) == 1:
-            return self._checked(alternatives[0], value, key)
+            return self.checked(alternatives[0], value, key)
         # Text takes any scalar as it was written, so it is asked last.
         for each in sorted(alternatives, key=lambda each: isinstance(each, inspect.StrType)):
             try:
-                return self._checked(each, value, key)
+                return self.checked(each, value, key)
             except ConfigurationError:
                 continue
         allowed = " or ".join(_allowed(each) for each in alternatives)
-        raise self.error(key, f"found {found(value, key)}; allowed is {allowed}")
+        raise self._document.error(key, f"found {found(value, key)}; allowed is {allowed}")
 
     def _scalar(self, info: inspect.Type, value: Plain, key: Key) -> object:
         if is_anything(info):
@@ -232,22 +252,29 @@ class Document:
                     return text
             case inspect.LiteralType(values=values):
                 for each in values:
-                    if each in (value, meaning):
+                    if _means(value, each):
                         return each
             case inspect.EnumType(cls=cls):
                 for member in cls:
-                    if member.value in (value, meaning):
+                    if _means(value, member.value):
                         return member
             case inspect.BoolType() | inspect.IntType() | inspect.FloatType() | inspect.StrType():
                 pass
             case _:
                 raise TypeError(f"a configuration cannot hold {info}")
-        raise self.error(key, f"found {found(value, key)}; allowed is {_allowed(info)}")
+        raise self._document.error(key, f"found {found(value, key)}; allowed is {_allowed(info)}")
 
 
 def is_anything(info: inspect.Type) -> bool:
     """Tell whether a type is `object`: free content."""
     return isinstance(info, inspect.AnyType) or (isinstance(info, inspect.CustomType) and info.cls is object)
+
+
+def _means(value: Plain, wanted: object) -> bool:
+    if isinstance(wanted, str):
+        return isinstance(value, str) and value == wanted
+    meaning = value.value if isinstance(value, Bare) else value
+    return type(meaning) is type(wanted) and meaning == wanted
 
 
 def _within(info: inspect.IntType | inspect.FloatType, number: float) -> bool:
@@ -338,13 +365,12 @@ def json_schema(info: inspect.Type) -> dict[str, object]:
 
 
 def _or_null(schema: dict[str, object]) -> dict[str, object]:
-    if not schema or "type" not in schema:
-        if "enum" in schema:
-            return {**schema, "enum": [*cast("list[object]", schema["enum"]), None]}  # written by json_schema
-        return (
-            {**schema, "anyOf": [*cast("list[object]", schema["anyOf"]), {"type": "null"}]}
-            if "anyOf" in schema
-            else schema
-        )
-    kind = schema["type"]
-    return {**schema, "type": [*(cast("list[object]", kind) if isinstance(kind, list) else [kind]), "null"]}
+    # What json_schema makes has one of these, unless it allows everything.
+    for name in ("enum", "anyOf"):
+        if name in schema:
+            null = None if name == "enum" else {"type": "null"}
+            schema = {**schema, name: [*cast("list[object]", schema[name]), null]}  # both are lists
+    if "type" in schema:
+        types = schema["type"]
+        schema = {**schema, "type": [*(cast("list[object]", types) if isinstance(types, list) else [types]), "null"]}
+    return schema

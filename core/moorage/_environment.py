@@ -12,12 +12,12 @@ The rule, for a name like ``REGISTRY_HTTP_HEADERS_X_0``:
 Names that fit nowhere are warnings: Kubernetes sets ``REGISTRY_PORT`` for any service that is called registry.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from msgspec import inspect
 
-from ._document import Document, annotation, inspected, is_anything, shorthand
+from ._document import Document, annotation, inspected, is_anything, is_spared, shorthand
 from ._yaml import DEEPEST_NESTING, Key, Plain, one_line, read_yaml
 
 PREFIX: Final = "REGISTRY_"
@@ -29,13 +29,16 @@ class _NamesNothingError(Exception):
     """A variable's name leads to no setting."""
 
 
-def apply_environment(document: Document, type_: type, environ: Mapping[str, str]) -> tuple[str, ...]:
+def apply_environment(
+    document: Document, type_: type, environ: Mapping[str, str], *, spared: Collection[Key] = ()
+) -> tuple[str, ...]:
     """Change a document as the environment asks, and give one warning for each name that fits nowhere.
 
     Args:
         document: What to change.
         type_: The msgspec Struct that says which keys are fixed and which are free.
         environ: The environment's variables.
+        spared: Keys of sections that somebody else checks: unknown names in them, or on the way to them, are free.
 
     Raises:
         ConfigurationError: A value is no YAML, or a position is beyond the end of its list.
@@ -46,7 +49,7 @@ def apply_environment(document: Document, type_: type, environ: Mapping[str, str
             continue
         words = name.removeprefix(PREFIX).split("_")
         try:
-            root = _Override(document, name, environ[name]).applied(inspected(type_), document.root, words, ())
+            root = _Override(document, name, environ[name], spared).applied(inspected(type_), document.root, words, ())
         except _NamesNothingError:
             warnings.append(f"{one_line(name)}: names no setting; ignored")
         else:
@@ -58,10 +61,11 @@ def apply_environment(document: Document, type_: type, environ: Mapping[str, str
 class _Override:
     """One variable on its way down the document."""
 
-    def __init__(self, document: Document, name: str, text: str) -> None:
+    def __init__(self, document: Document, name: str, text: str, spared: Collection[Key]) -> None:
         self._document = document
         self._name = name
         self._text = text
+        self._spared = spared
 
     def applied(self, info: inspect.Type, current: Plain, words: list[str], key: Key) -> Plain:
         """Give the value at a key as it is with the override; words are what is left of the way."""
@@ -92,6 +96,8 @@ class _Override:
             if _word(field) == words[0]:
                 name = field.encode_name
                 return {**items, name: self.applied(field.type, items.get(name), words[1:], (*key, name))}
+        if is_spared((*key, words[0].lower()), self._spared):
+            return self._in_mapping(inspected(object), items, words, key)
         raise _NamesNothingError
 
     def _in_mapping(self, item: inspect.Type, current: Plain, words: list[str], key: Key) -> Plain:

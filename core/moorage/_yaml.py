@@ -112,7 +112,7 @@ def parse_duration(value: object) -> float:
     """
     match value:
         case Bare():
-            return parse_duration(value.value if value != "0" else 0)
+            return parse_duration(value.value)
         case bool():
             pass
         case int() if abs(value) <= _LONGEST_DURATION:
@@ -147,7 +147,8 @@ def is_secret(name: str) -> bool:
 def masked(value: Plain, *, secret: bool = False) -> Plain:
     """Copy a value with every secret in it replaced by ``***``.
 
-    Secret is what lies under a key that sounds like it, the values of headers, and in texts the user information and the query of an URL.
+    Secret is what lies under a key that sounds like it, the values of headers, and in texts the user information and the
+    query of an URL.
 
     Args:
         value: What to copy.

@@ -1,5 +1,6 @@
 """What a configuration means, and what is said about one that means nothing."""
 
+import enum
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,10 +15,12 @@ from msgspec import Meta, Struct
 from moorage._configuration import (
     Configuration,
     ConfigurationError,
+    Duration,
     LoadedConfiguration,
     configuration_schema,
     load_configuration,
 )
+from moorage._document import inspected, json_schema
 
 Load = Callable[..., LoadedConfiguration]
 
@@ -573,6 +576,40 @@ def test_what_a_plugin_claims_is_neither_refused_nor_complained_about(load: Load
     assert loaded.configuration.section("auth.htpasswd.path.deeper") is None
 
 
+def test_a_claimed_section_may_have_keys_of_the_plugins_own(load: Load) -> None:
+    text = with_storage(
+        "validation: {manifests: {indexes: {platforms: none, repositories: [a/*]}, signatures: {mode: warn}}}\nquota: {limit: 1}"
+    )
+    assert refused(load, text).startswith("config.yml: quota: unknown key")
+    claimed = ("validation.manifests.indexes", "validation.manifests.signatures", "quota")
+    environ = {"REGISTRY_QUOTA_LIMIT": "2", "REGISTRY_VALIDATION_MANIFESTS_INDEXES_MODE": "warn", "REGISTRY_PORT": "1"}
+    loaded = load(text, environ, claimed=claimed)
+    assert loaded.warnings == ("REGISTRY_PORT: names no setting; ignored",)
+    configuration = loaded.configuration
+    assert configuration.section("quota") == {"limit": 2}
+    assert configuration.section("validation.manifests.indexes") == {
+        "platforms": "none",
+        "repositories": ["a/*"],
+        "mode": "warn",
+    }
+    with pytest.raises(ConfigurationError, match=r"validation\.manifests\.indexes\.repositories: unknown key"):
+        configuration.decode("validation.manifests.indexes", Indexes)
+
+
+class Color(enum.Enum):
+    """A choice as a plugin would declare it."""
+
+    RED = "red"
+    ONE = 1
+
+
+class Indexes(Struct, frozen=True, kw_only=True):
+    """Options that know less than what is written."""
+
+    platforms: str = "all"
+    mode: str = "enforce"
+
+
 class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Options as a plugin would declare them."""
 
@@ -584,6 +621,9 @@ class Limits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     either: int | str = 0
     short: Annotated[str, Meta(max_length=3, pattern="^[a-z]*$")] = ""
     unique: frozenset[int] = frozenset()
+    colors: set[Color] = set()
+    step: Literal[1, 2] = 1
+    wait: Duration = 1.0
 
     def __post_init__(self) -> None:
         if self.count == 7:
@@ -596,7 +636,17 @@ def test_a_plugin_decodes_its_section_into_its_own_type(load: Load) -> None:
     )
     configuration = load(text, {"REGISTRY_PLUGINS_LIMITS_COUNT": "4"}).configuration
     assert configuration.decode("plugins.limits", Limits) == Limits(
-        name="007", mode="warn", count=4, share=1.0, some=["a"], either="x", short="abc", unique=frozenset({1})
+        name="007",
+        mode="warn",
+        count=4,
+        share=1.0,
+        some=["a"],
+        either="x",
+        short="abc",
+        unique=frozenset({1}),
+        colors={Color.RED, Color.ONE},
+        step=2,
+        wait=2.0,
     )
     assert configuration.decode("plugins.nothing", Limits) == Limits()
 
@@ -610,6 +660,8 @@ def test_a_plugin_decodes_its_section_into_its_own_type(load: Load) -> None:
         ("{}", {"REGISTRY_PLUGINS_LIMITS_COUNT": "many"}, 'REGISTRY_PLUGINS_LIMITS_COUNT: plugins.limits.count: found "many"; allowed is a whole number at least 1 at most 10'),
         ("{share: much}", {}, 'config.yml: plugins.limits.share: found "much"; allowed is a number'),
         ("{short: ABC}", {}, 'config.yml: plugins.limits.short: found "ABC"; allowed is text matching ^[a-z]*$'),
+        ("{step: true}", {}, 'config.yml: plugins.limits.step: found true; allowed is "1" or "2"'),
+        ("{colors: [blue]}", {}, 'config.yml: plugins.limits.colors[0]: found "blue"; allowed is "red" or "1"'),
         ("{either: []}", {}, "config.yml: plugins.limits.either: found a list; allowed is a whole number or text"),
     ],
 )  # fmt: skip
@@ -863,6 +915,24 @@ def test_what_is_shown_means_the_same_when_loaded_again(load: Load) -> None:
 
 
 # The schema
+
+
+def test_a_plugins_type_has_a_schema() -> None:
+    schema = json_schema(inspected(Limits))
+    Draft202012Validator.check_schema(schema)
+    assert accepted_by(
+        schema, "{name: a, count: 3, some: [a], either: 1, short: , colors: [red], step: 2, wait: 1s, share: .5}"
+    )
+    for text in (
+        "{count: 11}",
+        "{either: []}",
+        "{short: ABC}",
+        "{colors: [blue]}",
+        "{wait: 1x}",
+        "{step: 3}",
+        "{share: a}",
+    ):
+        assert not accepted_by(schema, text)
 
 
 def accepted_by(schema: dict[str, object], text: str) -> bool:
