@@ -255,9 +255,7 @@ class Application:
             outcome.cause = error
             return request, self._failed(request, fault, prefix, outcome)
 
-    def _failed(
-        self, request: Request | None, error: RegistryError, prefix: str, outcome: "_Outcome"
-    ) -> Response:
+    def _failed(self, request: Request | None, error: RegistryError, prefix: str, outcome: "_Outcome") -> Response:
         outcome.error = error
         return respond_error(request, error, prefix)
 
@@ -310,7 +308,7 @@ class Application:
                 except RegistryError as error:
                     if outcome.status is not None:
                         # The head is on its way; a body that ends early is all that can still be said.
-                        _log.error("a blob broke off: %s", error)  # noqa: TRY400 - the store has told its part
+                        _log.error("a blob broke off: %s", error)
                         outcome.error = error
                         return
                     response = self._failed(request, error, self._url_prefix(origin), outcome)

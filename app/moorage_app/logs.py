@@ -6,7 +6,7 @@ Everything logs through `logging`; structlog renders it and binds the request's 
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
-from typing import Literal
+from typing import Literal, cast
 
 import structlog
 from structlog.typing import Processor, WrappedLogger
@@ -19,7 +19,7 @@ def _with_fields(_: WrappedLogger, __: str, event: MutableMapping[str, object]) 
     record = event.get("_record")
     fields = getattr(record, "fields", None)
     if isinstance(fields, Mapping):
-        event.update(fields)
+        event.update(cast("Mapping[str, object]", fields))
     return event
 
 

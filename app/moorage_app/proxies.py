@@ -45,10 +45,7 @@ class TrustedProxies:
         if not self._networks or not self._trusts(direct.address):
             return direct, False
         standard = headers.joined(b"forwarded")
-        if standard is not None:
-            hops = [_pairs(element) for element in _split(standard)]
-        else:
-            hops = _x_forwarded(headers)
+        hops = _x_forwarded(headers) if standard is None else [_pairs(element) for element in _split(standard)]
         address, scheme, host = direct.address, direct.scheme, direct.host
         for hop in reversed(hops):
             scheme = hop.get("proto", "").lower() if hop.get("proto", "").lower() in {"http", "https"} else scheme

@@ -202,9 +202,7 @@ def _blob(request: Request, blob: Blob) -> Response:
         headers.append((b"content-range", b"bytes %d-%d/%d" % (start, stop - 1, descriptor.size)))
     # A HEAD is never sent elsewhere: the answer must carry the digest.
     redirect = blob.url if request.method == "GET" else None
-    return Response(
-        status=206 if asked else 200, headers=headers, blob=blob, start=start, stop=stop, redirect=redirect
-    )
+    return Response(status=206 if asked else 200, headers=headers, blob=blob, start=start, stop=stop, redirect=redirect)
 
 
 def _range(request: Request, digest: Digest, size: int) -> tuple[int, int] | None:

@@ -6,7 +6,6 @@ raw: in names nothing may be percent-encoded, so that no two paths mean one repo
 
 import re
 from collections.abc import Mapping
-from typing import NoReturn
 from urllib.parse import parse_qs, unquote
 
 import msgspec
@@ -212,11 +211,7 @@ def _manifest(request: Request, name: RepositoryName, text: str) -> Operation[ob
                 return DeleteManifest(origin=request.origin, repository=name, digest=reference, if_match=if_match)
             return DeleteTag(origin=request.origin, repository=name, tag=reference, if_match=if_match)
         case _:
-            _refuse(request, "GET", "HEAD", "PUT", "DELETE")
-
-
-def _refuse(request: Request, *allow: str) -> NoReturn:
-    raise MethodNotAllowed(request.method, allow)
+            raise MethodNotAllowed(request.method, ("GET", "HEAD", "PUT", "DELETE"))
 
 
 def manifest_push_target(request: Request) -> tuple[RepositoryName, Tag | Digest, tuple[Tag, ...], str]:
@@ -238,7 +233,10 @@ def _uploads(request: Request, name: RepositoryName) -> Operation[object]:
     mount, source, digest = (request.parameter(each) for each in ("mount", "from", "digest"))
     if mount is not None:
         return MountBlob(
-            origin=request.origin, repository=name, digest=Digest(mount), source=RepositoryName(source) if source else None
+            origin=request.origin,
+            repository=name,
+            digest=Digest(mount),
+            source=RepositoryName(source) if source else None,
         )
     if digest is not None:
         announced = Digest(digest)
@@ -280,7 +278,7 @@ def _upload(request: Request, name: RepositoryName, upload_id: str) -> Operation
                 length=length,
             )
         case _:
-            _refuse(request, "GET", "HEAD", "PATCH", "PUT", "DELETE")
+            raise MethodNotAllowed(request.method, ("GET", "HEAD", "PATCH", "PUT", "DELETE"))
 
 
 def _content_range(request: Request) -> tuple[int | None, int | None]:
@@ -352,4 +350,3 @@ def _quality(parameters: list[str]) -> float:
             except ValueError:
                 return 0.0
     return 1.0
-

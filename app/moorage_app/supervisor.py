@@ -86,7 +86,7 @@ def _bind_tcp(host: str, port: int) -> list[socket.socket]:
                     ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=BACKLOG
                 )
                 return [_quick(listener)]
-        return [_quick(socket.create_server(("0.0.0.0", port), backlog=BACKLOG))]  # noqa: S104 - that was asked for
+        return [_quick(socket.create_server(("0.0.0.0", port), backlog=BACKLOG))]
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     addresses = dict.fromkeys((family, sockaddr[:2]) for family, _, _, _, sockaddr in found)
     listeners: list[socket.socket] = []
@@ -302,11 +302,10 @@ class Supervisor:
 
 
 def _shown(listener: socket.socket) -> str:
-    name: object = listener.getsockname()
-    if isinstance(name, tuple):
-        host, port = str(name[0]), name[1]
-        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    return f"unix:{name}"
+    if listener.family is socket.AF_UNIX:
+        return f"unix:{listener.getsockname()}"
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _end_with_parent() -> None:

@@ -10,7 +10,8 @@ from typing import cast
 
 import trio
 from hypercorn.config import Config
-from hypercorn.trio import serve
+from hypercorn.trio.run import worker_serve
+from hypercorn.utils import wrap_app
 
 from moorage import Configuration, PluginManager, open_registry
 
@@ -33,7 +34,7 @@ def application_settings(configuration: Configuration) -> Settings:
         relative_urls=http.relative_urls is not False,
         headers=settings_headers(http.headers),
         limits=Limits(tags=configuration.tags.max_tags, repositories=configuration.catalog.max_entries),
-        trusted_proxies=http.trusted_proxies,
+        trusted_proxies=http.trusted_networks,
         access_log=not configuration.log.access_log.disabled,
     )
 
@@ -69,31 +70,15 @@ async def serve_worker(
                     stop.set()
                     return
 
+            async def serve(*, task_status: trio.TaskStatus[list[str]]) -> None:
+                config = _hypercorn(configuration.http.drain_timeout, listeners)
+                app = wrap_app(application, config.wsgi_max_body_size, "asgi")
+                await worker_serve(app, config, shutdown_trigger=stop.wait, task_status=task_status)
+
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait_for_signal)
-                hypercorn = _hypercorn(configuration.http.drain_timeout, listeners)
-                await nursery.start(_serve, application, hypercorn, stop, ready)
-                await stop.wait()
-
-
-async def _serve(
-    application: Application,
-    config: Config,
-    stop: trio.Event,
-    ready: Callable[[], None],
-    *,
-    task_status: trio.TaskStatus[None],
-) -> None:
-    async with trio.open_nursery() as nursery:
-        await nursery.start(_start, application, config, stop)
-        ready()
-        task_status.started()
-
-
-async def _start(
-    application: Application, config: Config, stop: trio.Event, *, task_status: trio.TaskStatus[list[str]]
-) -> None:
-    await serve(application, config, shutdown_trigger=stop.wait, task_status=task_status, mode="asgi")
+                await nursery.start(serve)
+                ready()
 
 
 def _hypercorn(drain_seconds: float, listeners: list[int]) -> Config:
@@ -107,7 +92,7 @@ def _hypercorn(drain_seconds: float, listeners: list[int]) -> Config:
     config.backlog = 1024
     config.include_server_header = False
     config.errorlog = logging.getLogger("moorage.server")
-    config.loglevel = "WARNING"
+    config.errorlog.setLevel(logging.WARNING)
     return config
 
 

@@ -12,7 +12,16 @@ Imports point downward, within the core too, in this order:
     _registry  _hooks  _plugins  _configuration  _assembly
 """
 
+from ._assembly import OpenedRegistry, check_options, claimed_sections, open_registry
 from ._concurrency import map_bounded
+from ._configuration import (
+    CONFIGURATION_PATH,
+    Configuration,
+    ConfigurationError,
+    LoadedConfiguration,
+    configuration_schema,
+    load_configuration,
+)
 from ._digests import CANONICAL, Digest, Hasher, open_hasher, resume_hasher
 from ._driver import (
     Absent,
@@ -144,6 +153,7 @@ from ._registry import BLOB_MEDIA_TYPE, TAGS_LIMIT, ReadOnlyView, Registry
 __all__ = [
     "BLOB_MEDIA_TYPE",
     "CANONICAL",
+    "CONFIGURATION_PATH",
     "DOCKER_LIST",
     "DOCKER_MANIFEST",
     "INDEX_TYPES",
@@ -170,6 +180,8 @@ __all__ = [
     "CommitUpload",
     "Condition",
     "ConditionFailed",
+    "Configuration",
+    "ConfigurationError",
     "Credentials",
     "DeleteBlob",
     "DeleteManifest",
@@ -194,6 +206,7 @@ __all__ = [
     "ListRepositories",
     "ListTags",
     "Listing",
+    "LoadedConfiguration",
     "Manifest",
     "ManifestBlobUnknown",
     "ManifestInvalid",
@@ -208,6 +221,7 @@ __all__ = [
     "NameUnknown",
     "NoOptions",
     "OpenUpload",
+    "OpenedRegistry",
     "Operation",
     "Origin",
     "ParameterInvalid",
@@ -263,11 +277,16 @@ __all__ = [
     "UploadProgress",
     "UploadUnknown",
     "check_key",
+    "check_options",
+    "claimed_sections",
+    "configuration_schema",
     "encode_json",
     "hookimpl",
     "hookspec",
+    "load_configuration",
     "map_bounded",
     "open_hasher",
+    "open_registry",
     "parse_descriptor",
     "parse_pushed",
     "parse_reference",

@@ -71,11 +71,26 @@ class _Authenticated:
 
 def claimed_sections(plugins: PluginManager) -> frozenset[str]:
     """Return the sections of a configuration, as dotted paths, that some plugin answers for."""
-    sections = {factory.section for factory in (*plugins.middleware().values(), *plugins.rules().values())}
+    sections = {factory.section for factory in plugins.middleware().values()}
+    sections |= {rule.section for rule in plugins.rules().values()}
     sections |= {f"auth.{name}" for name in plugins.authenticators()}
-    if plugins.storage_middleware():
-        sections.add("middleware.storage")
+    sections |= {f"middleware.storage.{name}" for name in plugins.storage_middleware()}
     return frozenset(section for section in sections if section)
+
+
+def check_options(configuration: Configuration, plugins: PluginManager) -> None:
+    """Check that all that `configuration` names is on offer and takes its options, without opening anything.
+
+    Raises:
+        ConfigurationError: it is not, or does not.
+    """
+    name = configuration.storage.driver
+    driver = _offered(plugins, "storage driver", f"storage.{name}", name, plugins.drivers())
+    configuration.decode(f"storage.{name}", driver.options)
+    for name, factory in _configured(configuration, plugins.middleware()):
+        configuration.decode(_section(name, factory), factory.options)
+    for name, rule in _configured(configuration, plugins.rules()):
+        configuration.decode(_section(name, rule), rule.options)
 
 
 @asynccontextmanager
@@ -112,7 +127,10 @@ async def _open_driver(configuration: Configuration, plugins: PluginManager, sta
         if not entry.disabled:
             where = f"middleware.storage[{at}]"
             around = _offered(plugins, "storage middleware", where, entry.name, offered)
-            settings = configuration.document.decode(around.options, ("middleware", "storage", at, "options"))
+            try:
+                settings = msgspec.convert(entry.options, around.options, strict=False)
+            except msgspec.ValidationError as error:
+                raise ConfigurationError(f"{where}.options: {error}") from None
             driver = await stack.enter_async_context(around.open(settings, driver))
     return driver
 
@@ -180,7 +198,9 @@ def _offered(plugins: PluginManager, kind: str, where: str, name: str, offered: 
     if offered:
         sentence += f"; {did_you_mean(name, offered)}"
     for record in failed:
-        sentence += f"; the plugin {record.name} of {record.distribution or record.module} is not in use: {record.error}"
+        sentence += (
+            f"; the plugin {record.name} of {record.distribution or record.module} is not in use: {record.error}"
+        )
     raise ConfigurationError(sentence)
 
 
@@ -191,9 +211,7 @@ async def _purge_uploads(registry: Registry, driver: Driver, purging: UploadPurg
         try:
             async with driver.hold("clockwork") as held:
                 while held:
-                    count = await registry.uploads.expire(
-                        older_than=time.time() - purging.age, dry_run=purging.dry_run
-                    )
+                    count = await registry.uploads.expire(older_than=time.time() - purging.age, dry_run=purging.dry_run)
                     if count:
                         _log.info("%d abandoned uploads %s", count, "found" if purging.dry_run else "removed")
                     await trio.sleep(purging.interval)

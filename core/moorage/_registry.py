@@ -553,7 +553,9 @@ class Registry:
         repository = operation.repository
         return await self._opened(repository, digest=operation.digest, algorithm=operation.algorithm)
 
-    async def _opened(self, repository: RepositoryName, *, digest: Digest | None, algorithm: str | None) -> UploadOpened:
+    async def _opened(
+        self, repository: RepositoryName, *, digest: Digest | None, algorithm: str | None
+    ) -> UploadOpened:
         upload_id = await self._uploads.open(repository, digest=digest, algorithm=algorithm)
         chunk_minimum = self._driver.capabilities.chunk_minimum
         return UploadOpened(repository=repository, upload_id=upload_id, chunk_minimum=chunk_minimum)

@@ -129,8 +129,9 @@ class Log(Section, frozen=True, kw_only=True):
 
     level: Level = "info"
     formatter: Annotated[
-        Literal["text", "json", "logstash"], Meta(description="The form of each line that is logged.")
-    ] = "text"
+        Literal["text", "json", "logstash"] | None,
+        Meta(description="The form of each line that is logged; without it text on a terminal and JSON otherwise."),
+    ] = None
     fields: Annotated[dict[str, object], Meta(description="Fields that each line carries.")] = {}
     report_caller: Annotated[bool, Meta(description="Say in each line which code wrote it.")] = False
     access_log: AccessLog = AccessLog()

@@ -1,0 +1,293 @@
+"""The command line. Whatever is wrong with what the user gave is one sentence on standard error and exit code 2."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Never, cast
+
+import click
+
+if TYPE_CHECKING:
+    from moorage import Configuration, LoadedConfiguration, PluginManager, PluginRecord
+
+EXIT_USAGE = 2
+"""What the process returns when it was asked wrongly: the same as click's."""
+
+
+def _fail(sentence: object) -> Never:
+    click.echo(f"moorage: {sentence}", err=True)
+    sys.exit(EXIT_USAGE)
+
+
+def _load_plugins() -> "PluginManager":
+    from moorage import PluginManager
+
+    from . import hooks
+
+    plugins = PluginManager(hooks)
+    plugins.load_entry_points()
+    return plugins
+
+
+def _load_configuration(
+    path: Path | None,
+    plugins: "PluginManager",
+    overrides: Mapping[str, object] | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> "LoadedConfiguration":
+    from moorage import ConfigurationError, PluginError, claimed_sections, load_configuration
+
+    try:
+        claimed = claimed_sections(plugins)
+        return load_configuration(
+            path, os.environ if environ is None else environ, overrides=overrides, claimed=claimed
+        )
+    except (ConfigurationError, PluginError) as error:
+        _fail(error)
+
+
+def _configured_path(given: Path | None) -> Path | None:
+    """Return the configuration file that was given, or that the environment names as distribution's images do."""
+    from moorage import CONFIGURATION_PATH
+
+    named = os.environ.get(CONFIGURATION_PATH)
+    return given or (Path(named) if named else None)
+
+
+class _Commands(click.Group):
+    """The commands of this module and those of plugins, which are looked for only when one of ours is not meant."""
+
+    _added = False
+
+    def _add_plugins(self) -> None:
+        if self._added:
+            return
+        self._added = True
+        for offered in _load_plugins().call("register_commands"):
+            for command in cast("Sequence[click.Command]", offered):
+                if command.name not in self.commands:
+                    self.add_command(command)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        found = super().get_command(ctx, cmd_name)
+        if found is None:
+            self._add_plugins()
+            found = super().get_command(ctx, cmd_name)
+        return found
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        self._add_plugins()
+        return super().list_commands(ctx)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(version("moorage"), "-v", "--version", message="moorage %(version)s")
+def main() -> None:
+    """Moorage: an OCI registry that you extend in Python."""
+    # Until a command says otherwise; plugins that cannot be loaded are heard.
+    logging.basicConfig(format="moorage: %(message)s", level=logging.WARNING)
+
+
+# ---- serve
+
+
+@main.command()
+@click.argument("target", required=False)
+@click.option("--addr", "--address", "address", metavar="HOST:PORT", help="Where to listen.")
+@click.option("--root", metavar="FOLDER", help="Keep everything below FOLDER, on this machine's disk.")
+@click.option(
+    "--workers", type=click.IntRange(1, 256), help="How many processes serve; one for each processor, at most four."
+)
+@click.option("--log-level", type=click.Choice(["debug", "info", "warn", "error"]), help="What is logged.")
+def serve(
+    target: str | None, address: str | None, root: str | None, workers: int | None, log_level: str | None
+) -> None:
+    """Serve a registry until it is told to stop.
+
+    TARGET is a configuration file, in distribution's format, or a folder to keep everything in. Without one it is the
+    file that REGISTRY_CONFIGURATION_PATH names, or else the folder ./data, open to this machine only.
+    """
+    path, overrides = _target(target, root)
+    if address is not None:
+        overrides["http.addr"] = address
+    if log_level is not None:
+        overrides["log.level"] = log_level
+    if workers is not None:
+        overrides["workers"] = workers
+    plugins = _load_plugins()
+    loaded = _load_configuration(path, plugins, overrides)
+    sys.exit(_serve(loaded, plugins))
+
+
+def _target(target: str | None, root: str | None) -> tuple[Path | None, dict[str, object]]:
+    """Return the configuration file that is meant, if any, and the folder to keep things in as an override."""
+    overrides: dict[str, object] = {}
+    if target is not None and "://" in target:
+        _fail(f"{target}: only a configuration file or a folder can be served so far")
+    given = Path(target) if target is not None else None
+    path = _configured_path(None) if given is None else given
+    if given is not None and (given.is_dir() or (not given.exists() and given.suffix not in {".yml", ".yaml"})):
+        if root is not None:
+            _fail(f"two folders are named to keep things in: {target} and {root}")
+        path, root = None, str(given)
+    if root is not None:
+        overrides["storage.filesystem.rootdirectory"] = root
+    return path, overrides
+
+
+def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager") -> int:
+    from moorage import ConfigurationError
+
+    from .logs import configure_logs
+    from .supervisor import Supervisor, bind, default_workers
+
+    configuration = loaded.configuration
+    log, http = configuration.log, configuration.http
+    configure_logs(level=log.level, formatter=log.formatter, fields=log.fields, report_caller=log.report_caller)
+    logger = logging.getLogger("moorage.serve")
+    for warning in loaded.warnings:
+        logger.warning(warning)
+    count = configuration.workers or default_workers()
+    if configuration.storage.driver == "inmemory" and count > 1:
+        if configuration.workers:
+            logger.warning("the inmemory store is seen by one process only, so one worker serves, not %d", count)
+        count = 1
+    try:
+        listeners = bind(http.addr, unix=http.net == "unix")
+    except ConfigurationError as error:
+        _fail(error)
+
+    def work(descriptors: list[int], ready: Callable[[], None]) -> None:
+        _work(configuration, plugins, descriptors, ready)
+
+    supervisor = Supervisor(listeners, work, workers=count, drain_seconds=http.drain_timeout)
+    return supervisor.run()
+
+
+def _work(
+    configuration: "Configuration", plugins: "PluginManager", descriptors: list[int], ready: Callable[[], None]
+) -> None:
+    """Serve in a worker process."""
+    import trio
+
+    from moorage import ConfigurationError, PluginError
+
+    from .worker import serve_worker
+
+    try:
+        trio.run(serve_worker, configuration, plugins, descriptors, ready)
+    except BaseExceptionGroup as group:
+        # Nurseries wrap what ends them; what is told is the one thing that was wrong.
+        wrong = group.subgroup((ConfigurationError, PluginError))
+        if wrong is None:
+            raise
+        error: BaseException = wrong
+        while isinstance(error, BaseExceptionGroup):
+            error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
+        raise ConfigurationError(str(error)) from group
+    except PluginError as error:
+        raise ConfigurationError(str(error)) from error
+
+
+# ---- config
+
+
+@main.group()
+def config() -> None:
+    """Look at a configuration without serving it."""
+
+
+@config.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+def check(file: Path | None) -> None:
+    """Check FILE, with the environment's overrides, and say what would be wrong or without effect."""
+    path = _configured_path(file)
+    plugins = _load_plugins()
+    loaded = _load_configuration(path, plugins)
+    _check_driver(loaded.configuration, plugins)
+    for warning in loaded.warnings:
+        click.echo(f"warning: {warning}")
+    for sentence in _upper_case_repositories(loaded.configuration):
+        click.echo(f"warning: {sentence}")
+    click.echo(f"{path or 'the built-in configuration'}: good")
+
+
+def _check_driver(configuration: "Configuration", plugins: "PluginManager") -> None:
+    from moorage import ConfigurationError, PluginError, check_options
+
+    try:
+        check_options(configuration, plugins)
+    except (ConfigurationError, PluginError) as error:
+        _fail(error)
+
+
+def _upper_case_repositories(configuration: "Configuration") -> list[str]:
+    """Return a warning for each repository on disk that only distribution's grammar allows."""
+    if configuration.storage.driver != "filesystem":
+        return []
+    root = Path(str(configuration.storage.parameters.get("rootdirectory", "")))
+    found = root / "docker/registry/v2/repositories"
+    try:
+        names = sorted(entry.name for entry in found.iterdir() if entry.name != entry.name.lower())
+    except OSError:
+        return []
+    return [
+        f"{found / name}: a repository name has no upper-case letters in the OCI specification; its content "
+        "cannot be asked for until it is moved to a lower-case name"
+        for name in names
+    ]
+
+
+@config.command()
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+def show(file: Path | None) -> None:
+    """Print the configuration in effect, after defaults and the environment, with secrets starred."""
+    import yaml
+
+    loaded = _load_configuration(_configured_path(file), _load_plugins())
+    for warning in loaded.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    click.echo(yaml.safe_dump(loaded.configuration.shown(), sort_keys=False, allow_unicode=True), nl=False)
+
+
+@config.command()
+def schema() -> None:
+    """Print the JSON Schema of the configuration file, for editors."""
+    from moorage import configuration_schema
+
+    click.echo(json.dumps(configuration_schema(), indent=2))
+
+
+# ---- plugins
+
+
+@main.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def plugins(*, as_json: bool) -> None:
+    """List the plugins: version, hooks, what each registers, and which failed. Exit code 1 if one failed."""
+    logging.disable(logging.ERROR)
+    records = _load_plugins().records
+    if as_json:
+        import msgspec
+
+        click.echo(json.dumps(msgspec.to_builtins(records), indent=2))
+    else:
+        _print_plugins(records)
+    sys.exit(1 if any(record.error for record in records) else 0)
+
+
+def _print_plugins(records: Sequence["PluginRecord"]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("plugin", "version", "hooks", "registers", box=None, pad_edge=False)
+    for record in records:
+        offered = [f"{hook.removeprefix('register_')}: {', '.join(names)}" for hook, names in record.registers.items()]
+        brought_by = f"{record.distribution} {record.version}".strip()
+        state = f"[red]not in use:[/] {record.error}" if record.error else "\n".join(record.hooks)
+        table.add_row(record.name, brought_by, state, "\n".join(offered))
+    Console().print(table)
