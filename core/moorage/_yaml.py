@@ -328,6 +328,8 @@ class _Reader:
             if not isinstance(event, yaml.ScalarEvent):
                 self._fail("a key is neither text nor a number", event.start_mark)
             self._spend(1, event)
+            if event.anchor is not None:
+                self._anchors[event.anchor] = (self._scalar(event), 1)
             value = self._value(next(self._events), depth + 1)
             if event.value == "<<" and event.implicit[0]:
                 for each in value if isinstance(value, list) else [value]:
@@ -338,8 +340,6 @@ class _Reader:
                 self._fail(f"the key {quoted(event.value)} is given twice", event.start_mark)
             else:
                 items[event.value] = value
-            if event.anchor is not None:
-                self._anchors[event.anchor] = (self._scalar(event), 1)
         for each in inherited:
             items = {**each, **items}
         return items
