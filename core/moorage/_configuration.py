@@ -258,7 +258,8 @@ def load_configuration(
         path: The file, in distribution's format; None for Moorage's own defaults (deletes on, ``./data``, this machine only).
         environ: The environment's variables.
         defaults: A tree of settings below all that is written.
-        overrides: Settings above all that is written, by dotted path: ``{"http.addr": ":5000"}``.
+        overrides: Settings above all that is written, by dotted path: ``{"http.addr": ":5000"}``; None is a flag that was
+            not given.
         claimed: Dotted paths of sections that plugins answer for. These are neither refused nor said to have no effect, and
             may have keys of the plugin's own, which `Configuration.decode` checks.
 
@@ -274,6 +275,8 @@ def load_configuration(
     for under in (given, _WITHOUT_FILE if path is None else _WITH_FILE):
         document.root = _laid_over(under, document.root)
     for dotted_path, value in (overrides or {}).items():
+        if value is None:
+            continue
         key = tuple(dotted_path.split("."))
         document.root = _with(document.root, key, cast("Plain", to_builtins(value, enc_hook=str)))
         document.mark(key, "command line")

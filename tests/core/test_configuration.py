@@ -2,6 +2,7 @@
 
 import enum
 import json
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -273,6 +274,17 @@ def test_a_wrong_override_is_blamed_on_the_command_line(load: Load) -> None:
 def test_an_override_of_the_storage_replaces_it_as_a_whole(load: Load) -> None:
     storage = load(MINIMAL, overrides={"storage": "inmemory"}).configuration.storage
     assert (storage.driver, storage.parameters) == ("inmemory", {})
+
+
+def test_a_flag_that_was_not_given_changes_nothing(load: Load) -> None:
+    assert load(MINIMAL, overrides={"http.addr": None}).configuration.http.addr == ":5000"
+
+
+def test_a_configuration_travels_to_another_process(load: Load) -> None:
+    configuration = load(with_storage("http: {secret: 0123}\nplugins: {limits: {name: 007}}")).configuration
+    arrived = pickle.loads(pickle.dumps(configuration))
+    assert arrived.http == configuration.http
+    assert arrived.decode("plugins.limits", Limits).name == "007"
 
 
 # Values
