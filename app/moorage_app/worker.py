@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import cast
 
 import trio
+from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.trio.run import worker_serve
-from hypercorn.utils import wrap_app
 
 from moorage import Configuration, PluginManager, open_registry
 
@@ -72,8 +72,9 @@ async def serve_worker(
 
             async def serve(*, task_status: trio.TaskStatus[list[str]]) -> None:
                 config = _hypercorn(configuration.http.drain_timeout, listeners)
-                app = wrap_app(application, config.wsgi_max_body_size, "asgi")
-                await worker_serve(app, config, shutdown_trigger=stop.wait, task_status=task_status)
+                await worker_serve(
+                    ASGIWrapper(application), config, shutdown_trigger=stop.wait, task_status=task_status
+                )
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait_for_signal)

@@ -221,7 +221,7 @@ def test_with_a_file_the_defaults_are_those_of_distribution(load: Load) -> None:
     assert configuration.http.relative_urls is None
     assert configuration.http.drain_timeout == 30
     assert configuration.log.level == "info"
-    assert configuration.log.formatter == "text"
+    assert configuration.log.formatter is None
     assert configuration.catalog.max_entries == 1000
     assert configuration.tags.max_tags == 1000
 
