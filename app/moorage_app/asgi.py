@@ -203,11 +203,15 @@ class Application:
         origin = self._origin(scope, headers)
         structlog.contextvars.bind_contextvars(request_id=origin.request_id)
         outcome = _Outcome()
+        response: Response | None = None
         with trio.CancelScope() as scope_of_request:
             async with _watching(body, scope_of_request):
                 request, response = await self._answer(scope, raw_path, headers, body, origin, outcome)
-                if response is not None:
-                    await self._send(request, response, body, send, origin, outcome)
+                if response is not None and response.blob is not None and request is not None:
+                    response = await self._send_blob(request, response, send, outcome)
+        # Servers say `http.disconnect` also when an answer is complete, so the end of it is sent when nobody watches.
+        if response is not None and not body.left:
+            await self._finish(response, body, send, outcome)
         if body.left and outcome.status is None:
             outcome.status = ClientLeft.status
         if self._settings.access_log:
@@ -290,52 +294,47 @@ class Application:
 
     # ---- sending
 
-    async def _send(
-        self,
-        request: Request | None,
-        response: Response,
-        body: RequestBody,
-        send: ASGISendCallable,
-        origin: Origin,
-        outcome: "_Outcome",
-    ) -> None:
-        if response.blob is not None and request is not None and request.method == "GET":
-            if response.redirect is not None and (url := await response.redirect(origin.address)):
-                response = _redirected(response, url)
-            else:
-                try:
-                    await self._send_blob(response, send, outcome)
-                except RegistryError as error:
-                    if outcome.status is not None:
-                        # The head is on its way; a body that ends early is all that can still be said.
-                        _log.error("a blob broke off: %s", error)
-                        outcome.error = error
-                        return
-                    response = self._failed(request, error, self._url_prefix(origin), outcome)
-                else:
-                    return
-        await self._start(response, send, outcome)
-        if not body.finished and not body.left:
+    async def _send_blob(
+        self, request: Request, response: Response, send: ASGISendCallable, outcome: "_Outcome"
+    ) -> Response | None:
+        """Send the bytes of a blob, or find out that another response is due; return what is left to send.
+
+        None if the blob broke off: a body that ends early is all that can still be said.
+        """
+        if request.method != "GET" or response.blob is None:
+            return response
+        try:
+            if response.redirect is not None and (url := await response.redirect(request.origin.address)):
+                return _redirected(response, url)
+            async with response.blob.open(response.start, response.stop) as reader:
+                await self._start(response, send, outcome)
+                async for chunk in reader:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                    outcome.sent += len(chunk)
+        except RegistryError as error:
+            failed = self._failed(request, error, self._url_prefix(request.origin), outcome)
+            if outcome.status is None:
+                return failed
+            _log.error("a blob broke off: %s", error)
+            return None
+        return response
+
+    async def _finish(self, response: Response, body: RequestBody, send: ASGISendCallable, outcome: "_Outcome") -> None:
+        """Send what is left of `response`, then forget what is left of the request."""
+        if outcome.status is None:
+            await self._start(response, send, outcome)
+        outcome.sent += len(response.body)
+        if not body.finished:
             await send({"type": "http.response.body", "body": response.body, "more_body": True})
             await body.drop()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         else:
             await send({"type": "http.response.body", "body": response.body, "more_body": False})
-        outcome.sent += len(response.body)
 
     async def _start(self, response: Response, send: ASGISendCallable, outcome: "_Outcome") -> None:
         outcome.status = response.status
         headers = response.headers + self._headers
         await send({"type": "http.response.start", "status": response.status, "headers": headers, "trailers": False})
-
-    async def _send_blob(self, response: Response, send: ASGISendCallable, outcome: "_Outcome") -> None:
-        assert response.blob is not None  # noqa: S101 - the caller has looked
-        async with response.blob.open(response.start, response.stop) as reader:
-            await self._start(response, send, outcome)
-            async for chunk in reader:
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                outcome.sent += len(chunk)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 class _Outcome:
