@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from http import HTTPStatus
 from urllib.parse import urljoin
 
 import httpx
@@ -34,6 +33,7 @@ HEADERS_OF_INTEREST = (
 )
 SHOWN_OF_A_BODY = 400
 LONGEST_SHOWN_HEADER = 300
+LONGEST_SHOWN_URL = 500
 ERROR_STATUS = 400
 
 
@@ -66,8 +66,9 @@ class Answer:
         return urljoin(self.url, reference)
 
     def __str__(self) -> str:
-        phrase = HTTPStatus(self.status).phrase if self.status in HTTPStatus else ""
-        lines = [f"{self.method} {self.url} -> {self.status} {phrase}".rstrip()]
+        phrase = httpx.codes.get_reason_phrase(self.status)
+        url = self.url if len(self.url) <= LONGEST_SHOWN_URL else f"{self.url[:LONGEST_SHOWN_URL]}..."
+        lines = [f"{self.method} {url} -> {self.status} {phrase}".rstrip()]
         lines += [
             f"  {name}: {value[:LONGEST_SHOWN_HEADER]}"
             for name in HEADERS_OF_INTEREST

@@ -34,6 +34,7 @@ REDIRECTS = {301, 302, 303, 307, 308}
 REDIRECTS_OF_ANY_METHOD = {307, 308}
 MOST_REDIRECTS = 10
 UNAUTHORIZED = 401
+IDLE = 1.0
 WARNING = re.compile(r'299 - "(?:[^"\\]|\\.)*"')
 MOST_OF_ALL_WARNINGS = 4096
 
@@ -127,12 +128,18 @@ class Client:
             request.headers["Authorization"] = authorization
         for name in without:
             request.headers.pop(name, None)
-        response = await self._http.send(request, stream=True)
+        status = ""
         try:
-            # As it is on the wire: what a registry compresses must show.
-            received = b"".join([chunk async for chunk in response.aiter_raw()])
-        finally:
-            await response.aclose()
+            response = await self._http.send(request, stream=True)
+            status = f" -> {response.status_code}"
+            try:
+                # As it is on the wire: what a registry compresses must show.
+                received = b"".join([chunk async for chunk in response.aiter_raw()])
+            finally:
+                await response.aclose()
+        except httpx.TransportError as error:
+            got = f"{type(error).__name__}: {error}\nin {method} {url}{status}"
+            raise CheckFailed("a whole answer", got) from error
         return Answer(method, url, response.status_code, response.headers, received)
 
     def _auth(self, method: str, url: str) -> str | None:
@@ -361,7 +368,8 @@ async def open_client(
     """Open a client for the registry at a URL (`http://host:port`), with basic credentials if there are any."""
     credentials = None if username is None else _Credentials(username, password or "")
     headers = {"Accept-Encoding": "identity", "User-Agent": "moorage-conformance"}
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=connections)
+    # Idle connections are given up before a registry does so, or a request could meet a closing one.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=connections, keepalive_expiry=IDLE)
     # Times are bounded per case, by the runner.
     async with httpx.AsyncClient(headers=headers, timeout=None, limits=limits, trust_env=False) as http:  # noqa: S113 - above
         yield Client(url, http, credentials)

@@ -366,7 +366,7 @@ async def invalid_tags_are_refused(registry: Client, scratch: Scratch) -> None:
         expect.is_true(listed, not expect.tags(listed, scratch.name), "no tags")
 
 
-@case(section="digests")
+@case(section="end-5")
 async def media_type_of_a_chunk(registry: Client, scratch: Scratch) -> None:
     """PATCH with a Content-Type that is not octet-stream is taken or refused, but is no error of the registry's."""
     session = await scratch.session()
@@ -374,7 +374,7 @@ async def media_type_of_a_chunk(registry: Client, scratch: Scratch) -> None:
     expect.not_server_error(answer)
 
 
-@case(section="digests")
+@case(section="end-6")
 async def form_as_content_type(registry: Client, scratch: Scratch) -> None:
     """PUT of a blob declared as a form, as some tools do, is taken whole or refused, never cut."""
     data = blob().data
@@ -389,8 +389,8 @@ async def form_as_content_type(registry: Client, scratch: Scratch) -> None:
         expect.body(pulled, data)
 
 
-@case(section="digests")
-async def chunk_without_a_type(registry: Client, scratch: Scratch) -> None:
+@case(section="end-5")
+async def chunk_with_its_type_in_other_letters(registry: Client, scratch: Scratch) -> None:
     """PATCH with octet-stream in other letters' case is taken."""
     session = await scratch.session()
     headers = {"Content-Type": OCTETS.title()}

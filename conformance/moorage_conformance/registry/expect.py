@@ -86,7 +86,7 @@ class TagList(msgspec.Struct):
 class _Error(msgspec.Struct):
     code: str
     message: str | None = None
-    detail: msgspec.Raw | None = None
+    detail: object = None
 
 
 class ErrorList(msgspec.Struct):
