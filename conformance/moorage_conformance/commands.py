@@ -59,7 +59,7 @@ def conformance() -> None:
 def registry(
     url: str | None,
     only: tuple[str, ...],
-    listing: bool,  # noqa: FBT001 - click passes options by name
+    listing: bool,
     spec_version: str,
     repository: str,
     json_file: Path | None,
@@ -67,13 +67,13 @@ def registry(
     concurrency: int,
     username: str | None,
     password: str | None,
-    strict: bool,  # noqa: FBT001 - click passes options by name
+    strict: bool,
 ) -> None:
     """Check the registry at URL against the OCI distribution specification.
 
     Exit code 0 when nothing failed, 1 when something did, 2 when nothing could be checked.
     """
-    version = cast(Version, spec_version)  # click.Choice has let nothing else through
+    version = cast("Version", spec_version)  # click.Choice has let nothing else through
     try:
         if listing:
             _list(only, version)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import click
+
 from moorage import hookimpl
 
 from .commands import conformance

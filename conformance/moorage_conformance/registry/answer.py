@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urljoin
@@ -51,7 +51,7 @@ class Answer:
     def header(self, name: str) -> str | None:
         """Return a header of this answer, or of the redirects that led here, or None."""
         for answer in (self, *reversed(self.redirected_from)):
-            value = answer.headers.get(name)
+            value: str | None = answer.headers.get(name)
             if value is not None:
                 return value
         return None
@@ -104,7 +104,7 @@ class NotOffered(Exception):  # noqa: N818 - nothing went wrong
 
 
 @contextmanager
-def preparing(what: str) -> Iterator[None]:
+def preparing(what: str) -> Generator[None]:
     """Mark failed checks as failures of a preparation, not of the requirement itself."""
     try:
         yield
@@ -120,7 +120,8 @@ def first_failure(errors: Iterable[BaseException]) -> BaseException:
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:
     if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
+        inners: tuple[BaseException, ...] = error.exceptions  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType] - isinstance cannot name the type of the members
+        for inner in inners:
             yield from _leaves(inner)
     else:
         yield error

@@ -21,6 +21,8 @@ VERSIONS: tuple[Version, ...] = ("1.0", "1.1", "dev")
 Capability = Literal["push", "delete-tag", "delete-manifest", "delete-blob", "referrers", "sha512"]
 """What a case cannot do without; when the registry lacks it, the case is skipped and says so."""
 
+PUSH: tuple[Capability, ...] = ("push",)
+
 Check = Callable[[Client, Scratch], Awaitable[None]]
 
 
@@ -55,7 +57,7 @@ class Group:
         self.cases: list[Case] = []
 
     def __call__(
-        self, *, section: str, requires: Collection[Capability] = ("push",), since: Version = "1.0"
+        self, *, section: str, requires: Collection[Capability] = PUSH, since: Version = "1.0"
     ) -> Callable[[Check], Check]:
         """Register a function; the first paragraph of its docstring is the requirement."""
 

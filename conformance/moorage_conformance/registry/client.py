@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import re
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
@@ -26,8 +26,8 @@ from .answer import Answer, CheckFailed
 
 __all__ = ["Body", "Client", "Connection", "open_client", "with_query"]
 
-Body = bytes | Sequence[bytes] | Callable[[], AsyncIterator[bytes]]
-"""Bytes go with a Content-Length; a sequence or a stream of pieces goes chunked, without one."""
+Body = bytes | list[bytes] | Callable[[], AsyncIterator[bytes]]
+"""Bytes go with a Content-Length; a list or a stream of pieces goes chunked, without one."""
 
 OCTETS = "application/octet-stream"
 REDIRECTS = {301, 302, 303, 307, 308}
@@ -85,17 +85,19 @@ class Client:
         method: str,
         target: str,
         *,
-        headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+        headers: Mapping[str, str] | list[tuple[str, str]] | None = None,
         body: Body = b"",
         without: Sequence[str] = (),
         anonymous: bool = False,
     ) -> Answer:
         """Send one request to a path or URL; `without` names headers that must not be sent at all."""
         url = self.absolute(target)
-        pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
+        pairs = headers if isinstance(headers, list) else list((headers or {}).items())
         before: list[Answer] = []
         while True:
-            answer = await self._send_once(method, url, pairs, body, without, None if anonymous else self._auth(method, url))
+            answer = await self._send_once(
+                method, url, pairs, body, without, None if anonymous else self._auth(method, url)
+            )
             if answer.status == UNAUTHORIZED and not anonymous:
                 token = await self._token(answer)
                 if token is not None:
@@ -174,7 +176,7 @@ class Client:
     # ---- plain sockets ----
 
     @asynccontextmanager
-    async def connect(self, url: str) -> AsyncIterator[Connection]:
+    async def connect(self, url: str) -> AsyncGenerator[Connection]:
         """Open a connection of its own to the host of a URL, for what an HTTP library will not send."""
         parts = urlsplit(url)
         host = parts.hostname or ""
@@ -207,7 +209,9 @@ class Client:
     async def exact(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Answer:
         """Send a request without a body whose path no library has tidied up."""
         async with self.connect(self.url) as connection:
-            await connection.send(self.head(method, path, {"Content-Length": "0", "Connection": "close", **(headers or {})}))
+            await connection.send(
+                self.head(method, path, {"Content-Length": "0", "Connection": "close", **(headers or {})})
+            )
             return await connection.answer(method, self.url + path)
 
     # ---- operations ----
@@ -218,7 +222,7 @@ class Client:
 
     async def get_blob(self, name: str, digest: str, headers: Mapping[str, str] | None = None) -> Answer:
         """end-2."""
-        return await self.send("GET", f"/v2/{name}/blobs/{digest}", headers=headers or {})
+        return await self.send("GET", f"/v2/{name}/blobs/{digest}", headers=headers)
 
     async def head_blob(self, name: str, digest: str) -> Answer:
         """end-2, without the body."""
@@ -226,7 +230,9 @@ class Client:
 
     async def get_manifest(self, name: str, reference: str, headers: Mapping[str, str] | None = None) -> Answer:
         """end-3, accepting the types of the image specification unless told otherwise."""
-        return await self.send("GET", f"/v2/{name}/manifests/{reference}", headers={"Accept": ACCEPTED, **(headers or {})})
+        return await self.send(
+            "GET", f"/v2/{name}/manifests/{reference}", headers={"Accept": ACCEPTED, **(headers or {})}
+        )
 
     async def head_manifest(self, name: str, reference: str) -> Answer:
         """end-3, without the body."""
@@ -293,15 +299,15 @@ class Client:
     async def list_referrers(self, name: str, digest: str, artifact_type: str | None = None) -> Answer:
         """end-12a and b."""
         url = self.absolute(f"/v2/{name}/referrers/{digest}")
-        return await self.send("GET", url if artifact_type is None else with_query(url, ("artifactType", artifact_type)))
+        return await self.send(
+            "GET", url if artifact_type is None else with_query(url, ("artifactType", artifact_type))
+        )
 
 
-ACCEPTED = ", ".join([
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-])
+ACCEPTED = (
+    "application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json, "
+    "application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json"
+)
 
 
 class Connection:
@@ -320,7 +326,7 @@ class Connection:
     async def read(self, seconds: float) -> bytes:
         """Return what arrives next, or nothing when nothing does in time."""
         with trio.move_on_after(seconds):
-            return await self._stream.receive_some(65536)
+            return bytes(await self._stream.receive_some(65536))
         return b""
 
     async def answer(self, method: str, url: str) -> Answer:
@@ -348,7 +354,7 @@ class Connection:
                 raise CheckFailed("a whole answer", f"{error}\nin {method} {url} -> {status}") from error
             if event is h11.NEED_DATA:
                 try:
-                    parser.receive_data(await self._stream.receive_some(65536))
+                    parser.receive_data(bytes(await self._stream.receive_some(65536)))
                 except trio.BrokenResourceError:
                     return None
             elif isinstance(event, h11.Response):
@@ -364,7 +370,7 @@ class Connection:
 @asynccontextmanager
 async def open_client(
     url: str, *, username: str | None = None, password: str | None = None, connections: int = 32
-) -> AsyncIterator[Client]:
+) -> AsyncGenerator[Client]:
     """Open a client for the registry at a URL (`http://host:port`), with basic credentials if there are any."""
     credentials = None if username is None else _Credentials(username, password or "")
     headers = {"Accept-Encoding": "identity", "User-Agent": "moorage-conformance"}
@@ -378,10 +384,10 @@ async def open_client(
 def _content(body: Body) -> bytes | AsyncIterator[bytes]:
     if isinstance(body, bytes):
         return body
-    return _pieces(body) if isinstance(body, Sequence) else body()
+    return body() if callable(body) else _pieces(body)
 
 
-async def _pieces(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
+async def _pieces(pieces: list[bytes]) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
 

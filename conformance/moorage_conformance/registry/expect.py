@@ -100,7 +100,7 @@ class ErrorList(msgspec.Struct):
         return [error.code for error in self.errors]
 
 
-def is_true(answer: Answer, condition: bool, expected: str, got: str = "") -> None:  # noqa: FBT001 - reads as a sentence
+def is_true(answer: Answer, condition: bool, expected: str, got: str = "") -> None:
     """Check anything about an answer."""
     if not condition:
         raise CheckFailed.of(answer, expected, got)
@@ -241,4 +241,6 @@ def error_names(answer: Answer, *natural: str) -> None:
     if codes is None:
         raise NotOffered.by(answer, "errors have no JSON body here, which is allowed")
     if not set(codes) & set(natural):
-        raise NotOffered.by(answer, f"the code is {', '.join(codes)}, which the list allows, not {' or '.join(natural)}")
+        raise NotOffered.by(
+            answer, f"the code is {', '.join(codes)}, which the list allows, not {' or '.join(natural)}"
+        )

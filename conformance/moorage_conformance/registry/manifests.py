@@ -164,7 +164,9 @@ async def unknown_fields(registry: Client, scratch: Scratch) -> None:
 async def unusual_spelling(registry: Client, scratch: Scratch) -> None:
     """A manifest with blanks, escapes and a newline at its end is kept byte for byte."""
     plain = image(annotations={"org.example.title": "snow"})
-    spelled = plain.data.replace(b'"snow"', b'"\\u2603 \\/ \xe2\x98\x83"').replace(b'":', b'" :\t').replace(b",", b" ,\r\n ")
+    spelled = (
+        plain.data.replace(b'"snow"', b'"\\u2603 \\/ \xe2\x98\x83"').replace(b'":', b'" :\t').replace(b",", b" ,\r\n ")
+    )
     await _round_trip(registry, scratch, plain.written_as(b"\n " + spelled + b" \n\n"))
 
 
@@ -315,7 +317,7 @@ async def malformed_digest_on_pull_is_400_or_404(registry: Client, scratch: Scra
 # ---- Accept ----
 
 
-async def _check_accept(registry: Client, scratch: Scratch, headers: Sequence[tuple[str, str]]) -> None:
+async def _check_accept(registry: Client, scratch: Scratch, headers: list[tuple[str, str]]) -> None:
     for manifest in (image(layers=1), index(image(layers=1))):
         tag = unique()
         await scratch.push(manifest, tag)
@@ -539,7 +541,9 @@ async def index_by_sha512(registry: Client, scratch: Scratch) -> None:
     """An index that uses sha512 throughout is pushed and pulled by its sha512 digest."""
     manifest = index(image(algorithm="sha512"), image(algorithm="sha512"), algorithm="sha512")
     await _check_created(registry, await _push_sha512(scratch, manifest), manifest)
-    await _check_pulled(registry, scratch, manifest, manifest.digest, *(child.digest for child in manifest.children[:0]))
+    await _check_pulled(
+        registry, scratch, manifest, manifest.digest, *(child.digest for child in manifest.children[:0])
+    )
     for child in manifest.children:
         await _check_pulled(registry, scratch, child, child.digest)
 
@@ -758,7 +762,7 @@ async def each_missing_reference_is_named(registry: Client, scratch: Scratch) ->
 async def _tag_of(registry: Client, scratch: Scratch, reference: str) -> str:
     answer = await registry.get_manifest(scratch.name, reference)
     expect.status(answer, 200)
-    tag = answer.headers.get("etag")
+    tag: str | None = answer.headers.get("etag")
     if tag is None:
         raise NotOffered.by(answer, "no ETag on manifests")
     return tag

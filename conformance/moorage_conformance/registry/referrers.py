@@ -10,7 +10,7 @@ from functools import partial
 
 from . import expect
 from .answer import Answer, CheckFailed
-from .case import Group, NotOffered
+from .case import Capability, Group, NotOffered
 from .client import Client
 from .content import (
     IMAGE_CONFIG,
@@ -30,7 +30,7 @@ __all__ = ["case"]
 
 case = Group("referrers", "Listing referrers")
 
-WITH_REFERRERS = ("push", "referrers")
+WITH_REFERRERS: tuple[Capability, ...] = ("push", "referrers")
 SIGNATURE = "application/vnd.example.conformance.signature+json"
 BILL = "application/vnd.example.conformance.bill"
 MANY = 45
@@ -142,14 +142,16 @@ async def index_without_artifact_type(registry: Client, scratch: Scratch) -> Non
 
 def _check_type(found: Descriptor, artifact_type: str | None) -> None:
     if found.artifact_type != artifact_type:
-        raise CheckFailed(f"artifactType {artifact_type} in the list of referrers", f"{found.artifact_type}\nin {found}")
+        raise CheckFailed(
+            f"artifactType {artifact_type} in the list of referrers", f"{found.artifact_type}\nin {found}"
+        )
 
 
 @case(section="end-12a", requires=WITH_REFERRERS, since="1.1")
 async def annotations_are_copied(registry: Client, scratch: Scratch) -> None:
     """The annotations of a manifest are in its descriptor."""
     subject = await scratch.pushed_image()
-    annotations = {"org.example.one": "1", "org.example.snow": "☃ \"quoted\""}
+    annotations = {"org.example.one": "1", "org.example.snow": '☃ "quoted"'}
     manifests = [
         artifact(subject=subject.descriptor, annotations=annotations),
         index(subject=subject.descriptor, annotations=annotations),
@@ -267,7 +269,9 @@ async def _filtered(registry: Client, scratch: Scratch, subject: str, artifact_t
         raise NotOffered.by(answer, "lists of referrers are not filtered")
     found = sorted(descriptor.digest for descriptor in await listed(registry, answer))
     expected = sorted(manifest.digest for manifest in wanted)
-    expect.is_true(answer, found == expected, f"the referrers {', '.join(expected) or 'none'}", ", ".join(found) or "none")
+    expect.is_true(
+        answer, found == expected, f"the referrers {', '.join(expected) or 'none'}", ", ".join(found) or "none"
+    )
 
 
 @case(section="end-12b", requires=WITH_REFERRERS, since="1.1")

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import msgspec
 from rich.console import Console
@@ -82,23 +82,23 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     def write_junit(self, path: Path) -> None:
         """Write what continuous integration reads: a suite per group, failures and errors as elements."""
-        root = ElementTree.Element("testsuites", self._totals(self.results))
+        root = ET.Element("testsuites", self._totals(self.results))
         for group, results in self._groups():
-            suite = ElementTree.SubElement(root, "testsuite", {"name": group, **self._totals(results)})
+            suite = ET.SubElement(root, "testsuite", {"name": group, **self._totals(results)})
             for result in results:
                 attributes = {
                     "classname": f"registry.{group}",
                     "name": result.name,
                     "time": f"{result.seconds:.3f}",
                 }
-                case = ElementTree.SubElement(suite, "testcase", attributes)
+                case = ET.SubElement(suite, "testcase", attributes)
                 if result.outcome is Outcome.PASSED:
                     continue
                 tag = {Outcome.SKIPPED: "skipped", Outcome.FAILED: "failure", Outcome.ERROR: "error"}[result.outcome]
-                element = ElementTree.SubElement(case, tag, {"message": _printable(result.requirement)})
+                element = ET.SubElement(case, tag, {"message": _printable(result.requirement)})
                 element.text = _printable(result.reason)
-        ElementTree.indent(root)
-        path.write_bytes(ElementTree.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
+        ET.indent(root)
+        path.write_bytes(ET.tostring(root, encoding="utf-8", xml_declaration=True) + b"\n")
 
     @staticmethod
     def _totals(results: Iterable[Result]) -> dict[str, str]:
@@ -148,10 +148,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         if wrong:
             return Text(f"{self.url} does not conform: {wrong} failed ({of}).", style="bold red")
         if skipped and strict:
-            return Text(f"{self.url} conforms, but {skipped} were skipped, which --strict counts ({of}).", style="bold red")
+            return Text(
+                f"{self.url} conforms, but {skipped} were skipped, which --strict counts ({of}).", style="bold red"
+            )
         return Text(f"{self.url} conforms, {skipped} skipped ({of}).", style="bold green")
 
 
 def _printable(text: str) -> str:
     """Leave out what XML cannot carry."""
-    return "".join(character if character.isprintable() or character in "\n\t" else "\N{REPLACEMENT CHARACTER}" for character in text)
+    return "".join(
+        character if character.isprintable() or character in "\n\t" else "\N{REPLACEMENT CHARACTER}"
+        for character in text
+    )

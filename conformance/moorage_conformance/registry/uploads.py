@@ -628,7 +628,13 @@ async def session_after_a_wrong_digest(registry: Client, scratch: Scratch) -> No
 async def malformed_digest_of_a_put_is_400(registry: Client, scratch: Scratch) -> None:
     """PUT with something that is no digest answers 400."""
     data = blob().data
-    for digest in ("sha256:baddigeststring", "nonsense", f"sha256:{'A' * 64}", f"SHA256:{'0' * 64}", f"sha256:{'0' * 63}"):
+    for digest in (
+        "sha256:baddigeststring",
+        "nonsense",
+        f"sha256:{'A' * 64}",
+        f"SHA256:{'0' * 64}",
+        f"sha256:{'0' * 63}",
+    ):
         session = await scratch.session()
         expect.status(await registry.finish_upload(session.location, digest, data), 400, why=f"digest={digest}")
     await _check_nothing_left(registry, scratch, data)
@@ -760,7 +766,9 @@ async def put_with_broken_framing_leaves_nothing(registry: Client, scratch: Scra
     session = await scratch.session()
     url = with_query(session.location, ("digest", digest_of(data)))
     async with registry.connect(url) as connection:
-        head = registry.head("PUT", url, {"Content-Type": OCTETS, "Transfer-Encoding": "chunked", "Connection": "close"})
+        head = registry.head(
+            "PUT", url, {"Content-Type": OCTETS, "Transfer-Encoding": "chunked", "Connection": "close"}
+        )
         await connection.send(head + b"3e8\r\n" + data + b"\r\nnot-a-length\r\n\r\n")
         answer = await connection.answer_or_none("PUT", url)
     if answer is not None:
@@ -776,6 +784,7 @@ async def patch_that_breaks_off_can_be_continued(registry: Client, scratch: Scra
     data = b"".join(chunks)
     headers = {"Content-Length": str(len(data))}
     await _break_off(registry, "PATCH", session.location, data, headers, chunks[0])
+    answer = session.answer
     for _ in range(TRIES):
         state = await registry.upload_status(session.location)
         if state.status == 404:
