@@ -327,6 +327,8 @@ async def unchanged_is_304(registry: Client, scratch: Scratch) -> None:
     if tag is None:
         raise NotOffered.by(whole, "no ETag on blobs")
     same = await registry.get_blob(scratch.name, digest, {"If-None-Match": tag})
+    if same.status == 200:
+        raise NotOffered.by(same, "If-None-Match is not looked at")
     expect.status(same, 304)
     expect.no_body(same)
     other = await registry.get_blob(scratch.name, digest, {"If-None-Match": '"another"'})

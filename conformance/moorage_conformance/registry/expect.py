@@ -8,6 +8,7 @@ from typing import TypeVar
 import msgspec
 
 from .answer import Answer, CheckFailed, NotOffered
+from .content import digest_of
 
 __all__ = [
     "CODES",
@@ -36,6 +37,7 @@ __all__ = [
     "tags",
 ]
 
+ALGORITHMS = {"sha256", "sha512"}
 INDEX_TYPE = "application/vnd.oci.image.index.v1+json"
 CODES = {
     "BLOB_UNKNOWN",
@@ -159,9 +161,26 @@ def media_type(answer: Answer, value: str) -> None:
 
 
 def digest_header(answer: Answer, digest: str, *, required: bool = False) -> None:
-    """Check Docker-Content-Digest; without `required` it may be absent."""
-    if required or answer.header("Docker-Content-Digest") is not None:
+    """Check Docker-Content-Digest; without `required` it may be absent.
+
+    It may also be in another algorithm than the one that was asked for: then it must fit the body. NotOffered, when the
+    header is `required` and so.
+    """
+    found = answer.header("Docker-Content-Digest")
+    if found is None and not required:
+        return
+    if found is None or algorithm_of(found) == algorithm_of(digest) or algorithm_of(found) not in ALGORITHMS:
         header(answer, "Docker-Content-Digest", digest)
+        return
+    if answer.method == "GET" and answer.status == 200:
+        header(answer, "Docker-Content-Digest", digest_of(answer.body, algorithm_of(found)))
+    if required:
+        raise NotOffered.by(answer, f"the digest is given as {algorithm_of(found)}, which is allowed")
+
+
+def algorithm_of(digest: str) -> str:
+    """Return the part of a digest before the colon."""
+    return digest.partition(":")[0]
 
 
 def location(answer: Answer) -> str:
