@@ -976,7 +976,7 @@ def distribution(tmp_path: Path) -> Iterable[str]:
     port = free_port()
     configuration = {
         "version": 0.1,
-        "log": {"level": "panic", "accesslog": {"disabled": True}},
+        "log": {"level": "error", "accesslog": {"disabled": True}},
         "storage": {"filesystem": {"rootdirectory": str(tmp_path / "data")}, "delete": {"enabled": True}},
         "http": {"addr": f"127.0.0.1:{port}"},
         # Without this it refuses every layer that has a URL.
@@ -991,6 +991,7 @@ def distribution(tmp_path: Path) -> Iterable[str]:
         try:
             deadline = time.monotonic() + 20
             while time.monotonic() < deadline:
+                assert process.poll() is None, "docker-registry did not start"
                 with socket.socket() as one:
                     if one.connect_ex(("127.0.0.1", port)) == 0:
                         break

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import re
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from urllib.parse import quote, urlencode, urljoin, urlsplit, urlunsplit
@@ -26,8 +26,8 @@ from .answer import Answer, CheckFailed
 
 __all__ = ["Body", "Client", "Connection", "open_client", "with_query"]
 
-Body = bytes | list[bytes] | Callable[[], AsyncIterator[bytes]]
-"""Bytes go with a Content-Length; a list or a stream of pieces goes chunked, without one."""
+Body = bytes | list[bytes]
+"""Bytes go with a Content-Length; a list of pieces goes chunked, without one."""
 
 OCTETS = "application/octet-stream"
 REDIRECTS = {301, 302, 303, 307, 308}
@@ -125,7 +125,13 @@ class Client:
         without: Sequence[str],
         authorization: str | None,
     ) -> Answer:
-        request = self._http.build_request(method, url, headers=headers, content=_content(body))
+        framing: list[tuple[str, str]] = []
+        if isinstance(body, list):
+            framing = [("Transfer-Encoding", "chunked")]
+        elif body:
+            framing = [("Content-Length", str(len(body)))]
+        request = self._http.build_request(method, url, headers=[*headers, *framing])
+        request.stream = _Stream(body if isinstance(body, list) else [body])
         if authorization is not None:
             request.headers["Authorization"] = authorization
         for name in without:
@@ -381,15 +387,24 @@ async def open_client(
         yield Client(url, http, credentials)
 
 
-def _content(body: Body) -> bytes | AsyncIterator[bytes]:
-    if isinstance(body, bytes):
-        return body
-    return body() if callable(body) else _pieces(body)
+class _Stream(httpx.AsyncByteStream):
+    """A request's body that a registry may leave half read: httpx's own are generators, which complain then."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = pieces
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return _Pieces(self._pieces)
 
 
-async def _pieces(pieces: list[bytes]) -> AsyncIterator[bytes]:
-    for piece in pieces:
-        yield piece
+class _Pieces(AsyncIterator[bytes]):
+    def __init__(self, pieces: list[bytes]) -> None:
+        self._pieces = iter(pieces)
+
+    async def __anext__(self) -> bytes:
+        for piece in self._pieces:
+            return piece
+        raise StopAsyncIteration
 
 
 def _same_origin(one: str, other: str) -> bool:
