@@ -18,6 +18,7 @@ from .registry import GROUPS, VERSIONS, CannotCheck, Outcome, Report, Result, Ve
 __all__ = ["conformance"]
 
 USAGE = 2
+WIDE = 400
 
 
 class _Impossible(click.ClickException):
@@ -103,9 +104,17 @@ def registry(
             report.write_junit(junit_file)
     except (CannotCheck, OSError) as error:
         raise _Impossible(str(error)) from error
-    report.show(Console(soft_wrap=True), titles=_titles(), strict=strict)
+    report.show(_console(), titles=_titles(), strict=strict)
     if not report.conforms(strict=strict):
         raise SystemExit(1)
+
+
+def _console() -> Console:
+    """Return a console that breaks lines for a terminal, and hardly ever for a file."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDE
+    return console
 
 
 def _titles() -> dict[str, str]:
@@ -117,9 +126,7 @@ def _list(only: tuple[str, ...], version: Version) -> None:
     table = Table("case", "section", "since", "requirement", box=None)
     for case in cases:
         table.add_row(case.key, case.section, case.since, Text(case.requirement))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 400
+    console = _console()
     console.print(table)
     console.print(f"{len(cases)} cases")
 

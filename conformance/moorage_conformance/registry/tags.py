@@ -34,7 +34,7 @@ async def listed(registry: Client, first: Answer, name: str) -> list[str]:
 
 
 def _check_is(answer: Answer, found: list[str], wanted: list[str]) -> None:
-    expect.is_true(answer, found == wanted, f"the tags {', '.join(wanted)}", ", ".join(found) or "none")
+    expect.is_true(answer, found == wanted, f"the tags {', '.join(wanted) or '(none)'}", ", ".join(found) or "(none)")
 
 
 @case(section="end-8a")
