@@ -80,7 +80,7 @@ class Answer:
         return "\n".join(lines)
 
 
-class CheckFailed(Exception):  # noqa: N818 - it is the finding of a check, not a mistake of the program
+class CheckFailed(Exception):
     """The registry did something that the specification does not allow."""
 
     def __init__(self, expected: str, got: str) -> None:
@@ -94,7 +94,7 @@ class CheckFailed(Exception):  # noqa: N818 - it is the finding of a check, not 
         return cls(expected, f"{got}\nin {answer}" if got else str(answer))
 
 
-class NotOffered(Exception):  # noqa: N818 - nothing went wrong
+class NotOffered(Exception):
     """The registry declined something that the specification leaves to its choice."""
 
     @classmethod

@@ -36,7 +36,7 @@ CASES: tuple[Case, ...] = tuple(case for group in GROUPS for case in group.cases
 UNAUTHORIZED = (401, 403)
 
 
-class CannotCheck(Exception):  # noqa: N818 - a sentence for the person who asked
+class CannotCheck(Exception):
     """The run cannot begin: nothing to run, or no registry to run it against. The message is a whole sentence."""
 
 
