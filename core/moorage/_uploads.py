@@ -121,7 +121,11 @@ class Uploads:
         now = layout.started_at_content(time.time())
         await self._driver.write(session + "startedat", now, durable=False)
         state = _State(
-            offset=0, algorithm=algorithm, hash=open_hasher(algorithm).state(), token=token, announced=digest
+            offset=0,
+            algorithm=algorithm,
+            hash=open_hasher(algorithm).state(),
+            token=token,
+            announced=str(digest) if digest else None,
         )
         await _save_state(self._driver, session, state, None)
         return upload_id
