@@ -152,9 +152,11 @@ def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager") -> int:
     for warning in loaded.warnings:
         logger.warning(warning)
     count = configuration.workers or default_workers()
-    if configuration.storage.driver == "inmemory" and count > 1:
+    driver = plugins.drivers().get(configuration.storage.driver)
+    if driver is not None and not driver.shared and count > 1:
         if configuration.workers:
-            logger.warning("the inmemory store is seen by one process only, so one worker serves, not %d", count)
+            name = configuration.storage.driver
+            logger.warning("the %s store is seen by one process only, so one worker serves, not %d", name, count)
         count = 1
     try:
         listeners = bind(http.addr, unix=http.net == "unix")

@@ -82,8 +82,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         create_only: `write` and `commit` honour `Absent` with exactly one winner.
-        cas: `write` honours `Unchanged` with exactly one winner.
-        shared: other processes see the same store.
+        cas: `write` and `delete` honour `Unchanged` with exactly one winner.
         announced_destination: an upload that is told its destination when it is opened commits cheaper.
         exclusive_uploads: an open upload is held by one holder at a time, over all processes.
         chunk_minimum: clients are asked to send chunks of at least so many bytes; 0 if any will do.
@@ -91,7 +90,6 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
 
     create_only: bool = True
     cas: bool = True
-    shared: bool = True
     announced_destination: bool = False
     exclusive_uploads: bool = False
     chunk_minimum: int = 0
@@ -211,8 +209,12 @@ class Driver(ABC):
         """
 
     @abstractmethod
-    async def delete(self, *keys: str, durable: bool = True) -> None:
-        """Remove each of `keys`; one that is not there is no error."""
+    async def delete(self, *keys: str, condition: Unchanged | None = None, durable: bool = True) -> None:
+        """Remove each of `keys`; one that is not there is no error.
+
+        Raises:
+            ConditionFailed: the object is not of the version that `condition` names, or not there; it was not removed.
+        """
 
     @abstractmethod
     async def list(self, prefix: str, *, after: str = "", delimiter: str = "", limit: int = 1000) -> Listing:

@@ -37,10 +37,15 @@ class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class DriverFactory(msgspec.Struct, Generic[OptionsT], frozen=True):
-    """How a storage driver is opened; its options stand in the configuration as `storage: {<name>: {...}}`."""
+    """How a storage driver is opened; its options stand in the configuration as `storage: {<name>: {...}}`.
+
+    `shared` says whether other processes see the same store; if not, one worker serves. It stands here and not among
+    the driver's capabilities, since workers are started before any of them opens a driver.
+    """
 
     options: type[OptionsT]
     open: Callable[[OptionsT], AbstractAsyncContextManager[Driver]]
+    shared: bool = True
 
 
 class StorageMiddlewareFactory(msgspec.Struct, Generic[OptionsT], frozen=True):

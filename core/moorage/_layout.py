@@ -64,9 +64,9 @@ def tags(repository: RepositoryName) -> str:
     return f"{REPOSITORIES}{repository}/_manifests/tags/"
 
 
-def tag(repository: RepositoryName, name: Tag) -> str:
-    """Return below which prefix all that belongs to one tag lies."""
-    return f"{REPOSITORIES}{repository}/_manifests/tags/{name}/"
+def tag_index(repository: RepositoryName, name: Tag) -> str:
+    """Return below which prefix the history of a tag lies."""
+    return f"{REPOSITORIES}{repository}/_manifests/tags/{name}/index/"
 
 
 def tag_current_link(repository: RepositoryName, name: Tag) -> str:

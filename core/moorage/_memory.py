@@ -18,7 +18,7 @@ class MemoryDriver(Driver):
     """Objects in a dict. What it holds is gone with the process, and no other process sees it."""
 
     name = "inmemory"
-    capabilities = Capabilities(shared=False)
+    capabilities = Capabilities()
 
     def __init__(self) -> None:
         """Make an empty store."""
@@ -70,18 +70,21 @@ class MemoryDriver(Driver):
         await trio.lowlevel.checkpoint()
         data = chunks if isinstance(chunks, bytes) else b"".join([chunk async for chunk in chunks])
         # From here to the end nothing awaits, so nobody comes between the look and the write.
-        held = self._objects.get(key)
-        match condition:
-            case Absent() if held is not None:
-                raise ConditionFailed("the key exists", driver=self.name, operation="write", key=key)
-            case Unchanged(version) if held is None or held[1].version != version:
-                raise ConditionFailed("not of that version", driver=self.name, operation="write", key=key)
-            case _:
-                pass
-        if held is None:
+        self._check(condition, key, "write")
+        if key not in self._objects:
             self._refuse_nesting(key)
             insort(self._keys, key)
         self._objects[key] = (data, Stat(key, len(data), time.time(), str(next(self._versions))))
+
+    def _check(self, condition: Condition | None, key: str, operation: DriverVerb) -> None:
+        held = self._objects.get(key)
+        match condition:
+            case Absent() if held is not None:
+                raise ConditionFailed("the key exists", driver=self.name, operation=operation, key=key)
+            case Unchanged(version) if held is None or held[1].version != version:
+                raise ConditionFailed("not of that version", driver=self.name, operation=operation, key=key)
+            case _:
+                return
 
     def _refuse_nesting(self, key: str) -> None:
         at = bisect_left(self._keys, key + "/")
@@ -90,13 +93,14 @@ class MemoryDriver(Driver):
         if below or any("/".join(parts[:n]) in self._objects for n in range(1, len(parts))):
             raise KeyInvalid("one key is a directory of another", driver=self.name, operation="write", key=key)
 
-    async def delete(self, *keys: str, durable: bool = True) -> None:
+    async def delete(self, *keys: str, condition: Unchanged | None = None, durable: bool = True) -> None:
         """Remove each of `keys`."""
         del durable
         for key in keys:
             check_key(key, driver=self.name)
         await trio.lowlevel.checkpoint()
         for key in keys:
+            self._check(condition, key, "delete")
             if self._objects.pop(key, None) is not None:
                 del self._keys[bisect_left(self._keys, key)]
 

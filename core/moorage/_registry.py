@@ -14,7 +14,7 @@ Answers for the OCI distribution spec. Rules this file keeps:
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Protocol, cast
 
 from . import _layout as layout
@@ -458,16 +458,20 @@ class Registry:
 
     async def _tag_state(self, repository: RepositoryName, key: str) -> tuple[Condition | None, Digest | None]:
         """Return what a tag means now, and the condition that it still does when it is written."""
+        link, condition = await self._versioned_link(key)
+        if link is not None and not await self._exists(layout.revision_link(repository, link)):
+            link = None
+        return condition, link
+
+    async def _versioned_link(self, key: str) -> tuple[Digest | None, Condition | None]:
+        """Return what the link at `key` holds, and the condition, if the store knows any, that it still does."""
         capabilities = self._driver.capabilities
         try:
             async with self._driver.open(key) as reader:
-                current = layout.parse_link(b"".join([chunk async for chunk in reader]), key)
-                version = reader.stat.version
+                link = layout.parse_link(b"".join([chunk async for chunk in reader]), key)
+                return link, Unchanged(reader.stat.version) if capabilities.cas else None
         except KeyUnknown:
-            return (Absent() if capabilities.create_only else None), None
-        if current is not None and not await self._exists(layout.revision_link(repository, current)):
-            current = None
-        return (Unchanged(version) if capabilities.cas else None), current
+            return None, Absent() if capabilities.create_only else None
 
     # ---- deletes
 
@@ -479,17 +483,28 @@ class Registry:
             PreconditionFailed: it means something else.
         """
         repository, tag = operation.repository, operation.tag
-        current = await self._meaning(repository, tag)
-        if current is None:
-            raise _manifest_unknown(repository, tag)
-        if operation.if_match is not None and not operation.if_match.matches(current):
-            raise PreconditionFailed("the tag has moved", detail={"tag": tag, "digest": current})
-        await self._remove_tag(repository, tag)
-        return Deleted(tags=(tag,))
+        for _ in range(_CAS_TRIES):
+            condition, current = await self._tag_state(repository, layout.tag_current_link(repository, tag))
+            if current is None:
+                raise _manifest_unknown(repository, tag)
+            if operation.if_match is not None and not operation.if_match.matches(current):
+                raise PreconditionFailed("the tag has moved", detail={"tag": tag, "digest": current})
+            if await self._remove_tag(repository, tag, condition):
+                return Deleted(tags=(tag,))
+        raise Unavailable(f"the tag {tag} is being written by too many at once", retry_after=1)
 
-    async def _remove_tag(self, repository: RepositoryName, tag: Tag) -> None:
-        await self._driver.delete(layout.tag_current_link(repository, tag))
-        await self._driver.delete_below(layout.tag(repository, tag))
+    async def _remove_tag(self, repository: RepositoryName, tag: Tag, condition: Condition | None) -> bool:
+        """Make `tag` mean nothing, unless it has moved; then leave it alone and return False.
+
+        What somebody pushes under the tag meanwhile must not go with it, so only the history is removed whole.
+        """
+        unchanged = condition if isinstance(condition, Unchanged) else None
+        try:
+            await self._driver.delete(layout.tag_current_link(repository, tag), condition=unchanged)
+        except ConditionFailed:
+            return False
+        await self._driver.delete_below(layout.tag_index(repository, tag))
+        return True
 
     async def delete_manifest(self, operation: DeleteManifest) -> Deleted:
         """Take a manifest and its tags out of a repository.
@@ -510,29 +525,29 @@ class Registry:
         except InternalError:
             manifest = None
         await self._driver.delete(key)
-        tags = await self._tags_of(repository, digest)
-        for tag in tags:
-            await self._remove_tag(repository, tag)
+        tags = await self._remove_tags_of(repository, digest)
         if manifest is not None and manifest.subject is not None:
             await self._driver.delete(layout.referrer(repository, manifest.subject.digest, digest))
         return Deleted(tags=tags)
 
-    async def _tags_of(self, repository: RepositoryName, digest: Digest) -> tuple[Tag, ...]:
-        """Return the tags that mean `digest`."""
+    async def _remove_tags_of(self, repository: RepositoryName, digest: Digest) -> tuple[Tag, ...]:
+        """Remove the tags that mean `digest`; return them."""
 
-        async def meaning(tag: str) -> Digest | None:
-            return await self._link(layout.tag_current_link(repository, Tag(tag)))
+        async def remove(name: str) -> bool:
+            tag = Tag(name)
+            link, condition = await self._versioned_link(layout.tag_current_link(repository, tag))
+            return link == digest and await self._remove_tag(repository, tag, condition)
 
-        found: list[Tag] = []
+        removed: list[Tag] = []
         after, more = "", True
         while more:
             names, more = await names_below(
                 self._driver, layout.tags(repository), after=after, limit=1000, exists=self._tag_exists(repository)
             )
-            meanings = await map_bounded(meaning, names, limit=self._tag_reads_at_once)
-            found += [Tag(name) for name, meant in zip(names, meanings, strict=True) if meant == digest]
+            gone = await map_bounded(remove, names, limit=self._tag_reads_at_once)
+            removed += [Tag(name) for name, was_removed in zip(names, gone, strict=True) if was_removed]
             after = names[-1] if names else ""
-        return tuple(found)
+        return tuple(removed)
 
     async def delete_blob(self, operation: DeleteBlob) -> Deleted:
         """Take a blob out of a repository; its content stays until it is collected.
@@ -693,7 +708,9 @@ class Registry:
             listing = await self._driver.list(prefix, after=position)
             for entry in listing.entries:
                 algorithm, _, encoded = entry.key[len(prefix) :].partition("/")
-                digests.add(Digest(f"{algorithm}:{encoded}"))
+                # What is no digest was not put there by a registry.
+                with suppress(DigestInvalid):
+                    digests.add(Digest(f"{algorithm}:{encoded}"))
                 position = entry.key
             more = listing.more
         return sorted(digest for digest in digests if digest > after)

@@ -42,5 +42,5 @@ def register_drivers() -> Mapping[str, object]:
     """Offer the drivers of this package."""
     return {
         "filesystem": DriverFactory(FilesystemOptions, _open_filesystem),
-        "inmemory": DriverFactory(NoOptions, _open_memory),
+        "inmemory": DriverFactory(NoOptions, _open_memory, shared=False),
     }

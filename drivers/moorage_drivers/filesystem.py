@@ -301,6 +301,10 @@ class FilesystemDriver(Driver):
         self, descriptor: int, temporary: str, key: str, path: str, condition: Condition | None, *, durable: bool
     ) -> None:
         """Give the file at `temporary` the name `path`. Runs in a thread."""
+        # The system's own clock for files ticks in milliseconds, and inodes are used again: without a time of its own,
+        # a file that was replaced twice in one tick could have the version of the first.
+        now = time.time_ns()
+        os.utime(descriptor, ns=(now, now))
         if durable:
             os.fdatasync(descriptor)
         parent = os.path.dirname(path)
@@ -308,7 +312,7 @@ class FilesystemDriver(Driver):
             try:
                 with self._locked(key):
                     if condition is not None:
-                        self._check(condition, key, path)
+                        self._check(condition, key, path, "write")
                     Path(temporary).rename(path)
             except FileNotFoundError:
                 # No directory yet, or somebody has just removed it as empty.
@@ -322,16 +326,16 @@ class FilesystemDriver(Driver):
                 return
         raise StoreUnavailable("its directory keeps vanishing", driver=self.name, operation="write", key=key)
 
-    def _check(self, condition: Condition, key: str, path: str) -> None:
+    def _check(self, condition: Condition, key: str, path: str, operation: DriverVerb) -> None:
         try:
             found = _stat(key, os.stat(path))
         except (FileNotFoundError, NotADirectoryError):
             found = None
         match condition:
             case Absent() if found is not None:
-                raise ConditionFailed("the key exists", driver=self.name, operation="write", key=key)
+                raise ConditionFailed("the key exists", driver=self.name, operation=operation, key=key)
             case Unchanged(version) if found is None or found.version != version:
-                raise ConditionFailed("not of that version", driver=self.name, operation="write", key=key)
+                raise ConditionFailed("not of that version", driver=self.name, operation=operation, key=key)
             case _:
                 return
 
@@ -360,7 +364,7 @@ class FilesystemDriver(Driver):
             self._on_disk[directory] = inode
             directory = parent
 
-    async def delete(self, *keys: str, durable: bool = True) -> None:
+    async def delete(self, *keys: str, condition: Unchanged | None = None, durable: bool = True) -> None:
         """Remove each of `keys`, and directories that are empty then."""
         paths = [(key, self.path_of(key)) for key in keys]
 
@@ -368,7 +372,9 @@ class FilesystemDriver(Driver):
             for key, path in paths:
                 try:
                     with self._locked(key):
-                        Path(path).unlink()
+                        if condition is not None:
+                            self._check(condition, key, path, "delete")
+                        os.unlink(path)
                 except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
                     continue
                 left = self._prune(os.path.dirname(path))
@@ -406,7 +412,6 @@ class FilesystemDriver(Driver):
             try:
                 descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
                 try:
-                    os.utime(descriptor)
                     self.place(descriptor, temporary, destination, path, condition, durable=True)
                 finally:
                     os.close(descriptor)
