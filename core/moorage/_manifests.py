@@ -172,7 +172,7 @@ def parse_pushed(media_type: str, data: bytes, digest: Digest) -> Manifest:
     if known and document.schema_version != 2:
         raise ManifestInvalid(f"schemaVersion must be 2, found {document.schema_version}")
     optional = media_type in {OCI_MANIFEST, OCI_INDEX}
-    if document.media_type != media_type and not (optional and document.media_type is None):
+    if not media_type or (document.media_type != media_type and not (optional and document.media_type is None)):
         raise ManifestInvalid(
             f"Content-Type says {media_type!a}, the manifest's own mediaType says {document.media_type!a}"
         )
@@ -258,7 +258,8 @@ def _refuse_ambiguity(data: bytes) -> None:
         document = cast("dict[str, object]", json.loads(data.decode(), object_pairs_hook=_without_duplicates))
     except RecursionError:
         raise ManifestInvalid("the manifest is nested too deeply") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
+        # Not UTF-8, no JSON to this reader, or a number of thousands of digits.
         raise ManifestInvalid(f"not a manifest: {error}") from None
     _refuse_variants(document, _DOCUMENT_KEYS)
     for key in ("config", "subject"):
