@@ -15,6 +15,7 @@ from moorage import (
     ConditionFailed,
     Driver,
     Entry,
+    KeyInvalid,
     KeyUnknown,
     Listing,
     MemoryDriver,
@@ -91,6 +92,8 @@ class MinimalDriver(Driver):
             raise ConditionFailed("it exists", driver=self.name, operation="write", key=key)
         if isinstance(condition, Unchanged) and str(self.versions.get(key)) != condition.version:
             raise ConditionFailed("another version", driver=self.name, operation="write", key=key)
+        if any(key.startswith(other + "/") or other.startswith(key + "/") for other in self.objects):
+            raise KeyInvalid("one key is a directory of another", driver=self.name, operation="write", key=key)
         self.count += 1
         self.objects[key] = data
         self.versions[key] = self.count
