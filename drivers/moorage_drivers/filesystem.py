@@ -316,7 +316,7 @@ class FilesystemDriver(Driver):
                     Path(temporary).rename(path)
             except FileNotFoundError:
                 # No directory yet, or somebody has just removed it as empty.
-                Path(parent).mkdir(exist_ok=True, parents=True)
+                self._make_directory(parent)
             except IsADirectoryError:
                 if not _remove_if_empty(path):
                     raise
@@ -325,6 +325,19 @@ class FilesystemDriver(Driver):
                     self._sync_directories(parent)
                 return
         raise StoreUnavailable("its directory keeps vanishing", driver=self.name, operation="write", key=key)
+
+    def _make_directory(self, directory: str) -> None:
+        """Make `directory` and what is missing above it, unless somebody removes that meanwhile: look again."""
+        # It may get the inode of one that was there before and was known to be on disk; this one is not.
+        self._on_disk.pop(directory, None)
+        try:
+            Path(directory).mkdir()
+        except FileExistsError:
+            return
+        except FileNotFoundError:
+            self._make_directory(os.path.dirname(directory))
+            with suppress(FileExistsError, FileNotFoundError):
+                Path(directory).mkdir()
 
     def _check(self, condition: Condition, key: str, path: str, operation: DriverVerb) -> None:
         try:
@@ -343,7 +356,12 @@ class FilesystemDriver(Driver):
     def _locked(self, key: str) -> Generator[None]:
         """Hold the lock that all writers of `key` take, in all processes. Runs in a thread; held for microseconds."""
         name = f"{self._locks}/{zlib.crc32(key.encode()) % _LOCKS:02x}"
-        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        try:
+            descriptor = os.open(name, flags, 0o666)
+        except FileNotFoundError:
+            self._make_own()
+            descriptor = os.open(name, flags, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
@@ -354,7 +372,11 @@ class FilesystemDriver(Driver):
         """Sync `directory`, and those above it that are not known to be on disk."""
         _sync_directory(directory)
         while directory != self.root:
-            inode = os.stat(directory).st_ino
+            try:
+                inode = os.stat(directory).st_ino
+            except FileNotFoundError:
+                # Removed meanwhile as empty, so what was put there has been deleted since.
+                return
             if self._on_disk.get(directory) == inode:
                 return
             parent = os.path.dirname(directory)
@@ -405,10 +427,15 @@ class FilesystemDriver(Driver):
     async def copy(self, source: str, destination: str, *, condition: Condition | None = None) -> None:
         """Give the object a second name: what is written is never changed in place, so both may be one file."""
         source_path, path = self.path_of(source), self.path_of(destination)
+        await self.stat(source)
 
         def link() -> None:
             temporary = f"{self._temporary}/{os.getpid()}-{secrets.token_hex(8)}"
-            os.link(source_path, temporary)
+            try:
+                os.link(source_path, temporary)
+            except FileNotFoundError:
+                self._make_own()
+                os.link(source_path, temporary)
             try:
                 descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
                 try:
@@ -436,7 +463,7 @@ class FilesystemDriver(Driver):
                 try:
                     return os.open(path, flags, 0o666)
                 except FileNotFoundError:
-                    Path(os.path.dirname(path)).mkdir(exist_ok=True, parents=True)
+                    self._make_directory(os.path.dirname(path))
             raise StoreUnavailable("its directory keeps vanishing", driver=self.name, operation="upload", key=key)
 
         descriptor = await self.in_thread("upload", key, create)
@@ -450,7 +477,10 @@ class FilesystemDriver(Driver):
     async def resume_upload(self, token: bytes, offset: int) -> AsyncGenerator[Upload]:
         """Go on with an upload; its file is locked while it is open."""
         key = token.decode("ascii", errors="replace")
-        path = self.path_of(key)
+        try:
+            path = self.path_of(key)
+        except KeyInvalid:
+            raise UploadGone("not a token of this driver", driver=self.name, operation="upload") from None
         await trio.lowlevel.checkpoint()
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
