@@ -38,6 +38,7 @@ from ._errors import (
     UploadUnknown,
 )
 from ._listing import repositories
+from ._manifests import encode_json
 from ._names import RepositoryName
 from ._operations import AppendUpload, Body, CommitUpload, PushBlob
 
@@ -434,7 +435,7 @@ def _resumed(state: _State) -> Hasher | None:
 
 async def _save_state(driver: Driver, session: str, state: _State, condition: Condition | None) -> None:
     """Replace the `state` of `session`; it survives the process, not the power."""
-    await driver.write(session + "state", msgspec.json.encode(state), condition=condition, durable=False)
+    await driver.write(session + "state", encode_json(state), condition=condition, durable=False)
 
 
 async def _commit_content(driver: Driver, session: str, digest: Digest) -> None:
