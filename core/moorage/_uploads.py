@@ -151,9 +151,13 @@ class Uploads:
         Raises:
             UploadUnknown, UploadOutOfOrder, SizeInvalid, ClientLeft: as they say.
         """
-        async with self._held(operation) as held:
-            await held.receive(operation.body, operation.length, acknowledge=True)
-            return held.offset
+        try:
+            async with self._held(operation) as held:
+                await held.receive(operation.body, operation.length, acknowledge=True)
+                return held.offset
+        except UploadGone:
+            # A commit took its bytes and was interrupted; only another commit can finish that.
+            raise UploadUnknown("the upload's bytes are gone", detail={"upload": operation.upload_id}) from None
 
     async def commit(self, operation: CommitUpload) -> None:
         """Take in the body of `operation` and make the blob visible, in the store, not yet in the repository.
@@ -374,10 +378,16 @@ class _Held:
             count += len(piece)
             if length is not None and count > length:
                 raise SizeInvalid(f"the body is longer than the {length} bytes of its range")
-            await self._upload.write(piece)
-            if self._hasher is not None:
-                await _hash(self._hasher, piece)
-            self.offset += len(piece)
+            before = self._upload.offset
+            try:
+                await self._upload.write(piece)
+            finally:
+                # A write that failed or was cancelled may have taken bytes in; the hash counts what the store counts.
+                taken = self._upload.offset - before
+                self.offset += taken
+                if taken and self._hasher is not None:
+                    with trio.CancelScope(shield=True):
+                        await _hash(self._hasher, piece[:taken])
 
         try:
             await _in_pieces(body, take)
@@ -467,7 +477,10 @@ def _compare(expected: Digest, found: Digest) -> None:
 
 
 async def _in_pieces(body: Body, take: Callable[[bytes], Awaitable[None]]) -> None:
-    """Give the bytes of `body` to `take` in pieces of about `_PIECE` bytes; also the last ones of a client that left."""
+    """Give the bytes of `body` to `take` in pieces of about `_PIECE` bytes.
+
+    Also the last ones of a client that left, or of a request that was cancelled: servers do that when a client leaves.
+    """
     pending: list[bytes] = []
     size = 0
     try:
@@ -479,9 +492,10 @@ async def _in_pieces(body: Body, take: Callable[[bytes], Awaitable[None]]) -> No
                 pending.clear()
                 size = 0
                 await take(piece)
-    except ClientLeft:
+    except (ClientLeft, trio.Cancelled):
         if pending:
-            await take(b"".join(pending))
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS):
+                await take(b"".join(pending))
         raise
     if pending:
         await take(b"".join(pending))
