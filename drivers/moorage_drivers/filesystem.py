@@ -22,7 +22,6 @@ import zlib
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import trio
@@ -112,18 +111,18 @@ class FilesystemDriver(Driver):
         yield driver
 
     def _prepare(self) -> None:
-        Path(self.root).mkdir(parents=True, exist_ok=True)
+        os.makedirs(self.root, exist_ok=True)
         with suppress(OSError):
             self._make_own()
             now = time.time()
             with os.scandir(self._temporary) as left:
                 for entry in left:
                     if now - entry.stat(follow_symlinks=False).st_mtime > _STALE_SECONDS:
-                        Path(entry.path).unlink()
+                        os.unlink(entry.path)
 
     def _make_own(self) -> None:
-        Path(self._temporary).mkdir(parents=True, exist_ok=True)
-        Path(self._locks).mkdir(parents=True, exist_ok=True)
+        os.makedirs(self._temporary, exist_ok=True)
+        os.makedirs(self._locks, exist_ok=True)
 
     # ---- names and errors
 
@@ -295,7 +294,7 @@ class FilesystemDriver(Driver):
         finally:
             os.close(descriptor)
             with suppress(FileNotFoundError):
-                Path(temporary).unlink()
+                os.unlink(temporary)
 
     def place(
         self, descriptor: int, temporary: str, key: str, path: str, condition: Condition | None, *, durable: bool
@@ -313,7 +312,7 @@ class FilesystemDriver(Driver):
                 with self._locked(key):
                     if condition is not None:
                         self._check(condition, key, path, "write")
-                    Path(temporary).rename(path)
+                    os.rename(temporary, path)
             except FileNotFoundError:
                 # No directory yet, or somebody has just removed it as empty.
                 self._make_directory(parent)
@@ -331,13 +330,13 @@ class FilesystemDriver(Driver):
         # It may get the inode of one that was there before and was known to be on disk; this one is not.
         self._on_disk.pop(directory, None)
         try:
-            Path(directory).mkdir()
+            os.mkdir(directory)
         except FileExistsError:
             return
         except FileNotFoundError:
             self._make_directory(os.path.dirname(directory))
             with suppress(FileExistsError, FileNotFoundError):
-                Path(directory).mkdir()
+                os.mkdir(directory)
 
     def _check(self, condition: Condition, key: str, path: str, operation: DriverVerb) -> None:
         try:
@@ -445,7 +444,7 @@ class FilesystemDriver(Driver):
             finally:
                 # A rename between two names of one file does nothing and leaves both.
                 with suppress(FileNotFoundError):
-                    Path(temporary).unlink()
+                    os.unlink(temporary)
 
         await self.in_thread("copy", source, link)
 
@@ -564,7 +563,7 @@ class _FileUpload(Upload):
     async def abort(self) -> None:
         def remove() -> None:
             with suppress(FileNotFoundError):
-                Path(self._path).unlink()
+                os.unlink(self._path)
 
         await self._driver.in_thread("upload", self._key, remove)
 
@@ -607,7 +606,7 @@ def _sync_directory(directory: str) -> None:
 
 def _remove_if_empty(directory: str) -> bool:
     try:
-        Path(directory).rmdir()
+        os.rmdir(directory)
     except FileNotFoundError:
         return True
     except OSError as error:
@@ -627,7 +626,7 @@ def _remove_tree(folder: str) -> None:
                         _remove_tree(entry.path)
                     else:
                         with suppress(FileNotFoundError):
-                            Path(entry.path).unlink()
+                            os.unlink(entry.path)
         except (FileNotFoundError, NotADirectoryError):
             return
         if _remove_if_empty(folder):

@@ -56,7 +56,7 @@ class MinimalDriver(Driver):
     """The five methods that a driver must have, as plainly as they can be written."""
 
     name = "minimal"
-    capabilities = Capabilities(shared=False)
+    capabilities = Capabilities()
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
@@ -98,9 +98,11 @@ class MinimalDriver(Driver):
         self.objects[key] = data
         self.versions[key] = self.count
 
-    async def delete(self, *keys: str, durable: bool = True) -> None:
+    async def delete(self, *keys: str, condition: Unchanged | None = None, durable: bool = True) -> None:
         await trio.lowlevel.checkpoint()
         for key in keys:
+            if condition is not None and condition.version != str(self.versions.get(key)):
+                raise ConditionFailed("not of that version", driver=self.name, operation="delete", key=key)
             self.objects.pop(check_key(key, driver=self.name), None)
             self.versions.pop(key, None)
 
@@ -172,10 +174,10 @@ class WatchedDriver(Driver):
         self.before("write", key)
         await self.inner.write(key, chunks, condition=condition, durable=durable)
 
-    async def delete(self, *keys: str, durable: bool = True) -> None:
+    async def delete(self, *keys: str, condition: Unchanged | None = None, durable: bool = True) -> None:
         for key in keys:
             self.before("delete", key)
-            await self.inner.delete(key, durable=durable)
+            await self.inner.delete(key, condition=condition, durable=durable)
 
     async def list(self, prefix: str, *, after: str = "", delimiter: str = "", limit: int = 1000) -> Listing:
         return await self.inner.list(prefix, after=after, delimiter=delimiter, limit=limit)
