@@ -1,7 +1,5 @@
 """`moorage conformance`: the kits as commands."""
 
-from __future__ import annotations
-
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import cast

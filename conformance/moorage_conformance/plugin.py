@@ -1,15 +1,13 @@
-"""The conformance kits as a Moorage plugin."""
-
-from __future__ import annotations
+"""The conformance kits as a plugin: they add the command `moorage conformance`."""
 
 import click
 
 from moorage import hookimpl
 
-from .commands import conformance
-
 
 @hookimpl(optionalhook=True)
 def register_commands() -> list[click.Command]:
-    """Add `moorage conformance`."""
+    """Offer `moorage conformance`; its HTTP client is imported only when commands are asked for."""
+    from .commands import conformance
+
     return [conformance]
