@@ -140,7 +140,7 @@ def _target(target: str | None, root: str | None) -> tuple[Path | None, dict[str
 
 
 def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager") -> int:
-    from moorage import ConfigurationError
+    from moorage import ConfigurationError, PluginError, check_options
 
     from .logs import configure_logs
     from .supervisor import Supervisor, bind, default_workers
@@ -159,8 +159,9 @@ def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager") -> int:
             logger.warning("the %s store is seen by one process only, so one worker serves, not %d", name, count)
         count = 1
     try:
+        check_options(configuration, plugins)
         listeners = bind(http.addr, unix=http.net == "unix")
-    except ConfigurationError as error:
+    except (ConfigurationError, PluginError) as error:
         _fail(error)
 
     def work(descriptors: list[int], ready: Callable[[], None]) -> None:
@@ -207,24 +208,20 @@ def config() -> None:
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 def check(file: Path | None) -> None:
     """Check FILE, with the environment's overrides, and say what would be wrong or without effect."""
+    from moorage import ConfigurationError, PluginError, check_options
+
     path = _configured_path(file)
     plugins = _load_plugins()
     loaded = _load_configuration(path, plugins)
-    _check_driver(loaded.configuration, plugins)
+    try:
+        check_options(loaded.configuration, plugins)
+    except (ConfigurationError, PluginError) as error:
+        _fail(error)
     for warning in loaded.warnings:
         click.echo(f"warning: {warning}")
     for sentence in _upper_case_repositories(loaded.configuration):
         click.echo(f"warning: {sentence}")
     click.echo(f"{path or 'the built-in configuration'}: good")
-
-
-def _check_driver(configuration: "Configuration", plugins: "PluginManager") -> None:
-    from moorage import ConfigurationError, PluginError, check_options
-
-    try:
-        check_options(configuration, plugins)
-    except (ConfigurationError, PluginError) as error:
-        _fail(error)
 
 
 def _upper_case_repositories(configuration: "Configuration") -> list[str]:

@@ -85,7 +85,7 @@ def check_options(configuration: Configuration, plugins: PluginManager) -> None:
         ConfigurationError: it is not, or does not.
     """
     name = configuration.storage.driver
-    driver = _offered(plugins, "storage driver", f"storage.{name}", name, plugins.drivers())
+    driver = _offered(configuration, plugins, "storage driver", "storage", name, plugins.drivers())
     configuration.decode(f"storage.{name}", driver.options)
     for name, factory in _configured(configuration, plugins.middleware()):
         configuration.decode(_section(name, factory), factory.options)
@@ -115,22 +115,22 @@ async def open_registry(configuration: Configuration, plugins: PluginManager) ->
 
 async def _open_driver(configuration: Configuration, plugins: PluginManager, stack: AsyncExitStack) -> Driver:
     name = configuration.storage.driver
-    factory = _offered(plugins, "storage driver", f"storage.{name}", name, plugins.drivers())
+    factory = _offered(configuration, plugins, "storage driver", "storage", name, plugins.drivers())
     options = configuration.decode(f"storage.{name}", factory.options)
     try:
         driver = await stack.enter_async_context(factory.open(options))
     except DriverError as error:
-        raise ConfigurationError(f"storage.{name}: the store cannot be opened: {error.args[0]}") from error
+        reason = f"the store cannot be opened: {error.args[0]}"
+        raise configuration.document.error(("storage", name), reason) from error
     offered = plugins.storage_middleware()
     # The first in the list is the innermost, as in distribution.
     for at, entry in enumerate(configuration.middleware.storage):
         if not entry.disabled:
-            where = f"middleware.storage[{at}]"
-            around = _offered(plugins, "storage middleware", where, entry.name, offered)
+            around = _offered(configuration, plugins, "storage middleware", "middleware.storage", entry.name, offered)
             try:
                 settings = msgspec.convert(entry.options, around.options, strict=False)
             except msgspec.ValidationError as error:
-                raise ConfigurationError(f"{where}.options: {error}") from None
+                raise ConfigurationError(f"middleware.storage[{at}].options: {error}") from None
             driver = await stack.enter_async_context(around.open(settings, driver))
     return driver
 
@@ -157,7 +157,7 @@ async def _wrap(
         handler = await stack.enter_async_context(factory.open(options, handler))
     if configuration.auth.type != "none":
         name = configuration.auth.type
-        offered = _offered(plugins, "authenticator", f"auth.{name}", name, plugins.authenticators())
+        offered = _offered(configuration, plugins, "authenticator", "auth", name, plugins.authenticators())
         authenticator = await stack.enter_async_context(
             offered.open(configuration.decode(f"auth.{name}", offered.options))
         )
@@ -185,7 +185,9 @@ def _configured(configuration: Configuration, offered: Mapping[str, W]) -> list[
     return by_section + by_name
 
 
-def _offered(plugins: PluginManager, kind: str, where: str, name: str, offered: Mapping[str, F]) -> F:
+def _offered(
+    configuration: Configuration, plugins: PluginManager, kind: str, section: str, name: str, offered: Mapping[str, F]
+) -> F:
     """Return what is offered under `name`.
 
     Raises:
@@ -193,15 +195,12 @@ def _offered(plugins: PluginManager, kind: str, where: str, name: str, offered: 
     """
     if name in offered:
         return offered[name]
-    failed = [record for record in plugins.records if record.error]
-    sentence = f"{where}: there is no {kind} {name!r}"
-    if offered:
-        sentence += f"; {did_you_mean(name, offered)}"
-    for record in failed:
-        sentence += (
-            f"; the plugin {record.name} of {record.distribution or record.module} is not in use: {record.error}"
-        )
-    raise ConfigurationError(sentence)
+    sentence = f"there is no {kind} {name!r}; {did_you_mean(name, offered)}"
+    for record in plugins.records:
+        if record.error:
+            brought_by = record.distribution or record.module
+            sentence += f"; the plugin {record.name} of {brought_by} is not in use: {record.error}"
+    raise configuration.document.error((section, name), sentence)
 
 
 async def _purge_uploads(registry: Registry, driver: Driver, purging: UploadPurging) -> None:

@@ -104,10 +104,14 @@ class FilesystemDriver(Driver):
         A root that cannot be written to can still be read.
 
         Raises:
-            StoreReadOnly, StoreUnavailable: there is no such folder and it cannot be made.
+            StoreUnavailable: there is no such folder and it cannot be made.
         """
         driver = cls(os.path.realpath(root), threads=threads)  # noqa: ASYNC240 - once, at the start
-        await driver.in_thread("open", "", driver._prepare)
+        try:
+            await trio.to_thread.run_sync(driver._prepare)
+        except OSError as error:
+            reason = f"{root}: {error.strerror or error}"
+            raise StoreUnavailable(reason, driver=driver.name, operation="open") from error
         yield driver
 
     def _prepare(self) -> None:
