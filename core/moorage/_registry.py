@@ -317,7 +317,10 @@ class Registry:
                 raise told(error) from error
 
         async def url(client_address: str) -> str | None:
-            return await self._driver.url(key, client_address=client_address)
+            try:
+                return await self._driver.url(key, client_address=client_address)
+            except DriverError as error:
+                raise told(error) from error
 
         descriptor = Descriptor(media_type=BLOB_MEDIA_TYPE, digest=digest, size=size)
         return Blob(descriptor=descriptor, open=open_blob, url=url)
@@ -381,8 +384,10 @@ class Registry:
     async def _check_references(self, push: PushManifest, manifest: Manifest) -> None:
         """Refuse a manifest whose references are missing, unless plugins can do without them."""
         wanted: dict[tuple[Digest, bool], Descriptor] = {}
-        for descriptor in manifest.references():
-            wanted.setdefault((descriptor.digest, descriptor in manifest.manifests), descriptor)
+        references = tuple(manifest.references())
+        blobs = len(references) - len(manifest.manifests)
+        for at, descriptor in enumerate(references):
+            wanted.setdefault((descriptor.digest, at >= blobs), descriptor)
 
         async def present(each: tuple[Digest, bool]) -> bool:
             return await self._is_present(push.repository, each[0], as_manifest=each[1])
