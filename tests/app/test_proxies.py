@@ -67,7 +67,6 @@ def test_a_trusted_proxy_is_believed_in_either_family(peer: str) -> None:
         # What a quoted string holds is no list and no parameter.
         ('secret="a;for=6.6.6.6, for=7.7.7.7";for=192.0.2.1', ("192.0.2.1", "http", "registry.internal")),
         ("for=192.0.2.1;proto=gopher", ("192.0.2.1", "http", "registry.internal")),
-        ("for=192.0.2.1;host=a b", ("192.0.2.1", "http", "a")),
         ('for=192.0.2.1;host="a/b@c"', ("192.0.2.1", "http", "registry.internal")),
         ('for=192.0.2.1;host="a\\"b"', ("192.0.2.1", "http", "registry.internal")),
     ],
@@ -144,6 +143,30 @@ def test_the_standard_header_hides_the_others() -> None:
         ("X-Forwarded-For", "6.6.6.6"), ("X-Forwarded-Host", "evil.test"), ("Forwarded", "for=192.0.2.1")
     )
     assert found == Forwarded("192.0.2.1", "http", "registry.internal")
+
+
+@pytest.mark.parametrize(
+    "claim",
+    ['for=6.6.6.6;x="', 'for=6.6.6.6;host=evil.test;x=" ', 'for=6.6.6.6, for=7.7.7.7;x="\\', 'for=6.6.6.6 x;y="'],
+)
+@pytest.mark.parametrize("added", ['for="192.0.2.1:4711"', 'for="[2001:db8::1]:4711"', 'for=192.0.2.1;by="10.0.0.1"'])
+def test_a_client_that_opens_a_quote_does_not_hide_what_a_proxy_adds(claim: str, added: str) -> None:
+    # A proxy that appends to what the client sent closes the client's quote with its own.
+    found, _ = resolved(("Forwarded", f"{claim}, {added}"))
+    assert found.address in {PROXY, "192.0.2.1"}
+    assert found.host == "registry.internal"
+
+
+def test_what_stands_in_a_line_of_its_own_is_read_whatever_the_client_sent() -> None:
+    found, _ = resolved(("Forwarded", 'for=6.6.6.6;x="'), ("Forwarded", 'for="192.0.2.1:4711";proto=https'))
+    assert found == Forwarded("192.0.2.1", "https", "registry.internal")
+
+
+@pytest.mark.parametrize(
+    "value", ["for=192.0.2.1;host=a b", "for=192.0.2.1 x", "for 192.0.2.1", 'for="192.0.2.1"x', 'for="192.0.2.1']
+)
+def test_an_element_that_is_none_says_nothing(value: str) -> None:
+    assert resolved(("Forwarded", value)) == (DIRECT, True)
 
 
 HEADERS = st.lists(
