@@ -10,7 +10,7 @@ from .routes import Headers
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_PAIR = re.compile(r'\s*([A-Za-z]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^;,"\s]*))\s*')
+_PAIR = re.compile(r'([A-Za-z]+)[ \t]*=[ \t]*(?:"((?:[^"\\]|\\.)*)"|([^;,"\s]*))')
 _HOST = re.compile(r"[A-Za-z0-9._:\[\]-]{1,255}", re.ASCII)
 
 
@@ -44,8 +44,8 @@ class TrustedProxies:
         """
         if not self._networks or not self._trusts(direct.address):
             return direct, False
-        standard = headers.joined(b"forwarded")
-        hops = _x_forwarded(headers) if standard is None else [_pairs(element) for element in _split(standard)]
+        standard = headers.all(b"forwarded")
+        hops = _forwarded(standard) if standard else _x_forwarded(headers)
         address, scheme, host = direct.address, direct.scheme, direct.host
         for hop in reversed(hops):
             scheme = hop.get("proto", "").lower() if hop.get("proto", "").lower() in {"http", "https"} else scheme
@@ -70,16 +70,38 @@ def _x_forwarded(headers: Headers) -> list[dict[str, str]]:
     return hops
 
 
-def _split(header: str) -> list[str]:
-    """Return the elements of a list whose values may be quoted."""
-    return [part for part in re.findall(r'(?:[^,"]|"(?:[^"\\]|\\.)*")+', header) if part.strip()]
+def _forwarded(lines: Sequence[str]) -> list[dict[str, str]]:
+    """Return the hops that `Forwarded` names, the nearest last.
+
+    Lines that break the grammar, and those before them, say nothing: whoever appends to a line in which a client opened
+    a quote closes it, and the client's own words would stand where the proxy's should.
+    """
+    hops: list[dict[str, str]] = []
+    for line in reversed(lines):
+        elements = _elements(line)
+        if elements is None:
+            break
+        hops = elements + hops
+    return hops
 
 
-def _pairs(element: str) -> dict[str, str]:
-    return {
-        match[1].lower(): re.sub(r"\\(.)", r"\1", match[2]) if match[2] is not None else match[3]
-        for match in _PAIR.finditer(element)
-    }
+def _elements(line: str) -> list[dict[str, str]] | None:
+    """Return the elements of a line by parameter, None if it breaks the grammar; in one pass, whatever is in it."""
+    elements: list[dict[str, str]] = [{}]
+    at = 0
+    while True:
+        match = _PAIR.match(line, at)
+        if match is not None:
+            value = re.sub(r"\\(.)", r"\1", match[2]) if match[2] is not None else match[3]
+            elements[-1][match[1].lower()] = value
+            at = match.end()
+        if at == len(line):
+            return [element for element in elements if element]
+        if line[at] == ",":
+            elements.append({})
+        elif line[at] not in "; \t":
+            return None
+        at += 1
 
 
 def _address(text: str) -> str | None:
