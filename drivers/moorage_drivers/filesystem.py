@@ -104,14 +104,15 @@ class FilesystemDriver(Driver):
         A root that cannot be written to can still be read.
 
         Raises:
-            StoreUnavailable: there is no such folder and it cannot be made.
+            StoreReadOnly, StoreUnavailable: there is no such folder and it cannot be made.
         """
         driver = cls(os.path.realpath(root), threads=threads)  # noqa: ASYNC240 - once, at the start
         try:
             await trio.to_thread.run_sync(driver._prepare)
         except OSError as error:
-            reason = f"{root}: {error.strerror or error}"
-            raise StoreUnavailable(reason, driver=driver.name, operation="open") from error
+            found = _KINDS.get(error.errno or 0)
+            kind = StoreReadOnly if found is StoreReadOnly else StoreUnavailable
+            raise kind(f"{root}: {error.strerror or error}", driver=driver.name, operation="open") from error
         yield driver
 
     def _prepare(self) -> None:

@@ -423,7 +423,7 @@ async def test_a_cancelled_session_is_gone(client: AsgiClient) -> None:
 class ChunkyDriver(MemoryDriver):
     """A store that wants large chunks."""
 
-    capabilities = Capabilities(shared=False, chunk_minimum=5 << 20)
+    capabilities = Capabilities(chunk_minimum=5 << 20)
 
 
 async def test_the_least_chunk_of_the_store_is_told_with_every_new_session() -> None:
