@@ -1,0 +1,62 @@
+"""Each package is imported in a fresh interpreter, which then looks at what came with it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+PACKAGES = {"moorage", "moorage_drivers", "moorage_middleware", "moorage_app", "moorage_conformance"}
+BELOW = {
+    "moorage": set[str](),
+    "moorage_drivers": {"moorage"},
+    "moorage_middleware": {"moorage"},
+    "moorage_app": {"moorage"},
+    "moorage_conformance": PACKAGES - {"moorage_conformance"},
+}
+CORE_MAY_LOAD = {"trio", "pluggy", "msgspec", "yaml"}
+# What trio and others bring with them.
+CORE_MAY_LOAD_INDIRECTLY = {"_cffi_backend", "_yaml", "attr", "attrs", "idna", "outcome", "sniffio", "sortedcontainers"}
+# Storage libraries, servers and clients are loaded by what a configuration uses, not by being installed.
+HEAVY = {"fsspec", "s3fs", "gcsfs", "adlfs", "hypercorn", "httptools", "httpx", "click", "rich", "structlog", "pytest"}
+
+
+def loaded_by(module: str) -> set[str]:
+    """Return the top-level modules that importing `module` loads."""
+    # The import of a package that is installed in editable form may itself load modules; those are there before.
+    script = f"""
+import json, sys
+before = set(sys.modules)
+import {module}
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in json.loads(done.stdout)}
+
+
+@pytest.mark.parametrize("package", sorted(PACKAGES))
+def test_a_package_loads_nothing_from_beside_or_above_it(package: str) -> None:
+    found = loaded_by(package)
+    assert package in found
+    assert found & PACKAGES <= BELOW[package] | {package}
+
+
+def test_the_core_loads_the_standard_library_and_four_others() -> None:
+    foreign = {name for name in loaded_by("moorage") if name not in sys.stdlib_module_names} - {"moorage"}
+    assert foreign <= CORE_MAY_LOAD | CORE_MAY_LOAD_INDIRECTLY
+    assert foreign >= CORE_MAY_LOAD - {"yaml"}
+
+
+@pytest.mark.parametrize("package", ["moorage", "moorage_drivers", "moorage_middleware"])
+def test_importing_a_plugin_package_loads_no_heavy_library(package: str) -> None:
+    assert not loaded_by(package) & HEAVY
+
+
+def test_importing_the_plugins_loads_none_of_their_parts() -> None:
+    script = """
+import json, sys
+import moorage_drivers, moorage_middleware
+print(json.dumps([name for name in sys.modules if name.startswith(("moorage_drivers.", "moorage_middleware."))]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
