@@ -120,7 +120,8 @@ class PluginManager:
             hooks, registers = self._try(plugin, name)
         except (pluggy.PluginValidationError, PluginError) as error:
             return self._refuse(name, distribution, version, module, _say(error))
-        except Exception as error:  # noqa: BLE001 - a registration hook of others may raise anything
+        # A registration hook of others may raise anything.
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             return self._refuse(name, distribution, version, module, f"failed while registering: {_say(error)}")
         self._pluggy.register(plugin, name=name)
         record = PluginRecord(
@@ -149,7 +150,8 @@ class PluginManager:
                 if caller.name not in _DECISIONS and inspect.iscoroutinefunction(implementation.function):
                     raise PluginError(f"{caller.name} is called synchronously; it cannot be async")
             if caller.name in _REGISTRATIONS:
-                (offered,) = caller()
+                # pluggy leaves an answer of None out.
+                offered = [*caller(), None][0]
                 registers[caller.name] = tuple(sorted(_checked(caller.name, offered)))
         return tuple(sorted(caller.name for caller in callers)), registers
 
@@ -223,7 +225,10 @@ class PluginManager:
                 continue
             if isinstance(said, str) or not isinstance(said, Sequence):
                 raise _nonsense(implementation, "validate_manifest", said)
-            warnings += [str(each) for each in cast("Sequence[object]", said)]
+            for each in cast("Sequence[object]", said):
+                if not isinstance(each, str):
+                    raise _nonsense(implementation, "validate_manifest", each)
+                warnings.append(each)
         return tuple(warnings)
 
     async def requires_reference(
@@ -257,7 +262,8 @@ class PluginManager:
         for implementation in self._implementations("operation_finished"):
             try:
                 implementation.function(*[offered[name] for name in implementation.argnames])
-            except Exception:  # noqa: BLE001 - an observer never harms what it observes
+            # An observer never harms what it observes.
+            except (Exception, SystemExit):  # noqa: BLE001
                 _log.exception("plugin %s failed in operation_finished", implementation.plugin_name)
 
     async def _ask(self, implementation: pluggy.HookImpl, **offered: object) -> object:
@@ -282,7 +288,8 @@ class PluginManager:
         except trio.TooSlowError:
             _log.error("plugin %s took more than %s s to decide", implementation.plugin_name, HOOK_SECONDS)
             raise InternalError(f"the plugin {implementation.plugin_name} did not decide in time") from None
-        except Exception as error:  # decisions fail closed, whatever happened
+        # Decisions fail closed, whatever happened, and no plugin ends the process.
+        except (Exception, SystemExit) as error:
             _log.exception("plugin %s failed to decide", implementation.plugin_name)
             raise InternalError(f"the plugin {implementation.plugin_name} failed") from error
 
