@@ -16,7 +16,17 @@ BELOW = {
 }
 CORE_MAY_LOAD = {"trio", "pluggy", "msgspec", "yaml"}
 # What trio and others bring with them.
-CORE_MAY_LOAD_INDIRECTLY = {"_cffi_backend", "_yaml", "attr", "attrs", "idna", "outcome", "sniffio", "sortedcontainers"}
+CORE_MAY_LOAD_INDIRECTLY = {
+    "_cffi_backend",
+    "_yaml",
+    "attr",
+    "attrs",
+    "idna",
+    "outcome",
+    "sniffio",
+    "sortedcontainers",
+    "typing_extensions",
+}
 # Storage libraries, servers and clients are loaded by what a configuration uses, not by being installed.
 HEAVY = {"fsspec", "s3fs", "gcsfs", "adlfs", "hypercorn", "httptools", "httpx", "click", "rich", "structlog", "pytest"}
 
