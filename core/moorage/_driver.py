@@ -115,8 +115,8 @@ class Reader:
 
     def __init__(self, stat: Stat, chunks: AsyncIterator[bytes], *, file: FileRange | None = None) -> None:
         """Make a reader of `chunks`, which end exactly where the range does."""
-        self.stat = stat
-        self.file = file
+        self.stat: Stat = stat
+        self.file: FileRange | None = file
         self._chunks = chunks
 
     def __aiter__(self) -> AsyncIterator[bytes]:

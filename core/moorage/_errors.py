@@ -102,7 +102,7 @@ class ManifestBlobUnknown(RegistryError):
     def __init__(self, missing: Sequence[object]) -> None:
         """Make an error that names each of the `missing` references."""
         super().__init__("the manifest points at content that is not in this repository", detail=list(missing))
-        self.missing = tuple(missing)
+        self.missing: tuple[object, ...] = tuple(missing)
 
     def entries(self) -> list[dict[str, object]]:
         """Return one item for each missing reference."""
@@ -230,7 +230,7 @@ class Unauthorized(RegistryError):
     def __init__(self, message: str, *, challenges: Sequence[str], detail: object = None) -> None:
         """Make an error that asks for credentials by `challenges`."""
         super().__init__(message, detail=detail)
-        self.challenges = tuple(challenges)
+        self.challenges: tuple[str, ...] = tuple(challenges)
 
 
 class Denied(RegistryError):

@@ -26,8 +26,8 @@ from ._operations import Caller, Handler, Operation, Origin, PushManifest
 PROJECT = "moorage"
 ENTRY_POINT_GROUP = "moorage.plugins"
 
-hookspec = pluggy.HookspecMarker(PROJECT)
-hookimpl = pluggy.HookimplMarker(PROJECT)
+hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker(PROJECT)
+hookimpl: pluggy.HookimplMarker = pluggy.HookimplMarker(PROJECT)
 
 OptionsT = TypeVar("OptionsT", bound=msgspec.Struct)
 

@@ -18,7 +18,7 @@ class MemoryDriver(Driver):
     """Objects in a dict. What it holds is gone with the process, and no other process sees it."""
 
     name = "inmemory"
-    capabilities = Capabilities()
+    capabilities: Capabilities = Capabilities()
 
     def __init__(self) -> None:
         """Make an empty store."""
