@@ -264,7 +264,8 @@ def _warnings(warnings: tuple[str, ...]) -> HeaderList:
     headers: HeaderList = []
     left = _WARNINGS_LIMIT
     for warning in warnings:
-        text = " ".join(warning.split()).encode("ascii", "backslashreplace")
+        printable = "".join(each if each.isprintable() else "?" for each in " ".join(warning.split()))
+        text = printable.encode("ascii", "backslashreplace")
         value = b'299 - "%s"' % text.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
         left -= len(value)
         if left < 0:
