@@ -211,7 +211,8 @@ class Application:
                     response = await self._send_blob(request, response, send, outcome)
         # Servers say `http.disconnect` also when an answer is complete, so the end of it is sent when nobody watches.
         if response is not None and not body.left:
-            await self._finish(response, body, send, outcome)
+            content = b"" if scope["method"] == "HEAD" else response.body
+            await self._finish(response, content, body, send, outcome)
         if body.left and outcome.status is None:
             outcome.status = ClientLeft.status
         if self._settings.access_log:
@@ -319,17 +320,19 @@ class Application:
             return None
         return response
 
-    async def _finish(self, response: Response, body: RequestBody, send: ASGISendCallable, outcome: "_Outcome") -> None:
-        """Send what is left of `response`, then forget what is left of the request."""
+    async def _finish(
+        self, response: Response, content: bytes, body: RequestBody, send: ASGISendCallable, outcome: "_Outcome"
+    ) -> None:
+        """Send what is left of `response`, `content`, then forget what is left of the request."""
         if outcome.status is None:
             await self._start(response, send, outcome)
-        outcome.sent += len(response.body)
+        outcome.sent += len(content)
         if not body.finished:
-            await send({"type": "http.response.body", "body": response.body, "more_body": True})
+            await send({"type": "http.response.body", "body": content, "more_body": True})
             await body.drop()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         else:
-            await send({"type": "http.response.body", "body": response.body, "more_body": False})
+            await send({"type": "http.response.body", "body": content, "more_body": False})
 
     async def _start(self, response: Response, send: ASGISendCallable, outcome: "_Outcome") -> None:
         outcome.status = response.status
