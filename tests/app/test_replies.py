@@ -2,7 +2,10 @@
 
 import json
 import re
+from collections.abc import AsyncIterable
+from urllib.parse import quote
 
+import msgspec
 import pytest
 import trio
 from hypothesis import given, strategies as st
@@ -21,7 +24,7 @@ from asgi_client import (
 from moorage import (
     OCI_INDEX,
     OCI_MANIFEST,
-    Capabilities,
+    Condition,
     Digest,
     Handler,
     ManifestPushed,
@@ -423,7 +426,7 @@ async def test_a_cancelled_session_is_gone(client: AsgiClient) -> None:
 class ChunkyDriver(MemoryDriver):
     """A store that wants large chunks."""
 
-    capabilities = Capabilities(chunk_minimum=5 << 20)
+    capabilities = msgspec.structs.replace(MemoryDriver.capabilities, chunk_minimum=5 << 20)
 
 
 async def test_the_least_chunk_of_the_store_is_told_with_every_new_session() -> None:
@@ -596,9 +599,8 @@ async def test_pages_of_referrers_lead_to_the_end_also_when_filtered(
         )
         if kind in {None, artifact_type}:
             wanted.append(str(digest))
-    target: str | None = f"/v2/library/a/referrers/{subject}?n={size}"
-    if kind is not None:
-        target += "&artifactType=" + kind.replace("+", "%2B").replace("/", "%2F")
+    query = f"n={size}" if kind is None else f"n={size}&artifactType={quote(kind, safe='')}"
+    target: str | None = f"/v2/library/a/referrers/{subject}?{query}"
     found: list[str] = []
     while target is not None:
         answer = await client.ask("GET", target)
@@ -631,7 +633,7 @@ async def test_a_subject_and_tags_are_confirmed(client: AsgiClient) -> None:
     assert (by_digest.header("OCI-Subject"), by_digest.header("OCI-Tag")) == (ABSENT, "x, y")
     plain = await client.push_manifest("a", "v2", image(config))
     assert plain.header("OCI-Subject") is None
-    index = {
+    index: dict[str, object] = {
         "schemaVersion": 2,
         "mediaType": OCI_INDEX,
         "manifests": [],
@@ -697,6 +699,7 @@ async def warned(*warnings: str) -> list[str]:
         ("one\r\nSet-Cookie: two", '299 - "one Set-Cookie: two"'),
         ("  a \n\n b\t", '299 - "a b"'),
         ("caf\xe9", '299 - "caf\\\\xe9"'),
+        ("a\0b\x1b[31mc\x7f", '299 - "a?b?[31mc?"'),
         ("\u2028x", '299 - "x"'),
     ],
 )
@@ -755,10 +758,17 @@ class FailingDriver(MemoryDriver):
 
     failure: Exception | None = None
 
-    async def write(self, key: str, chunks: object, **rest: object) -> None:  # type: ignore[override] # passes all on
+    async def write(
+        self,
+        key: str,
+        chunks: bytes | AsyncIterable[bytes],
+        *,
+        condition: Condition | None = None,
+        durable: bool = True,
+    ) -> None:
         if self.failure is not None:
             raise self.failure
-        await super().write(key, chunks, **rest)  # type: ignore[arg-type] # same
+        await super().write(key, chunks, condition=condition, durable=durable)
 
 
 @pytest.mark.parametrize(

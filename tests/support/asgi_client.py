@@ -178,7 +178,7 @@ def scope_of(
 ) -> HTTPScope:
     """Return what a server would say of a request."""
     path, _, query = target.partition("?")
-    return {
+    scope: dict[str, object] = {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
         "http_version": http_version,
@@ -193,9 +193,10 @@ def scope_of(
         ],
         "client": client,
         "server": ("127.0.0.1", 5000),
-        "state": cast("HTTPScope", {}),  # hypercorn types it as a mapping of its own
+        "state": {},
         "extensions": {},
     }
+    return cast("HTTPScope", scope)  # all of its keys are there
 
 
 class AsgiClient:
