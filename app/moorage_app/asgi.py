@@ -12,6 +12,7 @@ Rules this file keeps:
 
 import ipaddress
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from moorage import (
     Origin,
     PushManifest,
     RegistryError,
+    SizeInvalid,
     Unavailable,
 )
 
@@ -46,6 +48,7 @@ _access_log = logging.getLogger("moorage.access")
 
 _DRAIN_BYTES = 64 << 20
 _DRAIN_SECONDS = 10
+_LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 _API_VERSION = (b"docker-distribution-api-version", b"registry/2.0")
 
 
@@ -246,23 +249,23 @@ class Application:
             )
             if self._draining:
                 raise Unavailable("the registry is shutting down", retry_after=1)
+            _check_length(headers)
             operation = operation_of(request, self._settings.limits) or await _manifest_push(request, body)
             outcome.operation = operation
             reply = await self._handler(operation)
             return request, respond(request, operation, reply, prefix)
         except ClientLeft:
             return request, None
-        except RegistryError as error:
-            return request, self._failed(request, error, prefix, outcome)
-        except Exception as error:  # noqa: BLE001 - the edge of the task: whatever else happened is a fault of ours
-            _log.exception("a request failed")
-            fault = InternalError("the registry failed; its log says more", detail={"request": origin.request_id})
-            outcome.cause = error
-            return request, self._failed(request, fault, prefix, outcome)
+        except Exception as error:  # noqa: BLE001 - the edge of the task: whatever happened is told here
+            return request, self._failed(request, error, origin, outcome)
 
-    def _failed(self, request: Request | None, error: RegistryError, prefix: str, outcome: "_Outcome") -> Response:
+    def _failed(self, request: Request | None, error: Exception, origin: Origin, outcome: "_Outcome") -> Response:
+        """Return the response to `error`; what is no `RegistryError` is a fault of ours, logged and not told."""
+        if not isinstance(error, RegistryError):
+            _log.error("a request failed", exc_info=error)
+            error = InternalError("the registry failed; its log says more", detail={"request": origin.request_id})
         outcome.error = error
-        return respond_error(request, error, prefix)
+        return respond_error(request, error, self._url_prefix(origin))
 
     def _without_prefix(self, raw_path: str) -> str:
         prefix = self._settings.prefix
@@ -278,7 +281,7 @@ class Application:
         agents = headers.all(b"user-agent")
         base = self._settings.host.rstrip("/") or f"{forwarded.scheme}://{forwarded.host}{self._settings.prefix}"
         return Origin(
-            request_id=asked_ids[0][:128] if asked_ids else secrets.token_hex(8),
+            request_id=next(filter(None, asked_ids), "")[:128] or secrets.token_hex(8),
             address=forwarded.address,
             host=forwarded.host,
             method=scope["method"],
@@ -312,8 +315,8 @@ class Application:
                 async for chunk in reader:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                     outcome.sent += len(chunk)
-        except RegistryError as error:
-            failed = self._failed(request, error, self._url_prefix(request.origin), outcome)
+        except Exception as error:  # noqa: BLE001 - the edge of the task, as above
+            failed = self._failed(request, error, request.origin, outcome)
             if outcome.status is None:
                 return failed
             _log.error("a blob broke off: %s", error)
@@ -346,7 +349,6 @@ class _Outcome:
     def __init__(self) -> None:
         self.operation: Operation[object] | None = None
         self.error: RegistryError | None = None
-        self.cause: Exception | None = None
         self.status: int | None = None
         self.sent = 0
 
@@ -395,9 +397,20 @@ def _length(scope: HTTPScope, headers: Headers) -> int | None:
     """Return how many bytes of body are announced: none without a word about it in HTTP/1, unknown in HTTP/2."""
     lengths = headers.all(b"content-length")
     if lengths:
-        return int(lengths[0])
+        return int(lengths[0]) if _LENGTH.fullmatch(lengths[0]) else None
     framed = headers.all(b"transfer-encoding") or scope["http_version"] not in {"1.0", "1.1"}
     return None if framed else 0
+
+
+def _check_length(headers: Headers) -> None:
+    """Refuse a Content-Length that says nothing, or two things; most servers do so before.
+
+    Raises:
+        SizeInvalid: it does.
+    """
+    lengths = set(headers.all(b"content-length"))
+    if len(lengths) > 1 or any(_LENGTH.fullmatch(length) is None for length in lengths):
+        raise SizeInvalid("Content-Length is one number")
 
 
 def _credentials(headers: Headers) -> Credentials | None:
