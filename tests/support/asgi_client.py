@@ -102,6 +102,7 @@ class Conversation:
     def __post_init__(self) -> None:
         self._to, self._asked = trio.open_memory_channel[Message](0)
         self._said, self._from = trio.open_memory_channel[Message](0)
+        self._serving = trio.CancelScope()
 
     async def send(self, data: bytes, *, more: bool = True) -> None:
         """Send a piece of the body; wait until the application takes it."""
@@ -113,6 +114,10 @@ class Conversation:
         self.left = True
         self._to.close()
         self._from.close()
+
+    def cancel(self) -> None:
+        """End the application's work, as a server does that stops."""
+        self._serving.cancel()
 
     async def message(self) -> Message:
         """Return the next message of the response."""
@@ -143,7 +148,8 @@ class Conversation:
     async def run(self, application: Application) -> None:
         """Have `application` serve this request."""
         try:
-            await application(self.scope, self._receive, self._send)
+            with self._serving:
+                await application(self.scope, self._receive, self._send)
         finally:
             self._said.close()
             self.finished.set()
