@@ -1,5 +1,11 @@
-"""Fixtures that several folders use. What is claimed of the registry is claimed over each store it can run on."""
+"""What several folders share.
 
+A test that drives a program outside Python says so, and is never left out in silence. What is claimed of the registry is
+claimed over each store it can run on.
+"""
+
+import os
+import shutil
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -7,6 +13,18 @@ import pytest
 
 from moorage import Driver, Registry
 from stores import Store, new_store
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose program is not installed; where everything must be tested, fail it."""
+    for marker in item.iter_markers("needs_tool"):
+        for tool in marker.args:
+            if shutil.which(str(tool)) is not None:
+                continue
+            sentence = f"not tested, because {tool} is not installed: {item.name}"
+            if os.environ.get("CI") == "true":
+                pytest.fail(sentence, pytrace=False)
+            pytest.skip(sentence)
 
 
 @pytest.fixture(params=["memory", "filesystem"])
