@@ -11,10 +11,8 @@ import oras.provider
 import pytest
 
 from images import TAG, build_image, build_index, content_of, manifest_of
-from pushing import OCI_MANIFEST, Repository, descriptor, digest_of, references
+from pushing import DOCKER_MANIFEST, OCI_MANIFEST, Repository, descriptor, digest_of, references
 from servers import Server, http, moorage, run_tool
-
-DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,10 @@ OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 OCI_LAYER = "application/vnd.oci.image.layer.v1.tar"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
 
+DOCKER_MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
+ACCEPT = {"accept": f"{OCI_MANIFEST}, {OCI_INDEX}, {DOCKER_MANIFEST}"}
+"""What a client of today takes; 2.8.2 does not know wildcards."""
+
 Json = dict[str, object]
 
 
@@ -109,7 +113,7 @@ class Repository:
 
     def manifest(self, reference: str) -> bytes:
         """Pull a manifest that has to be there and right."""
-        answer = self.http.get(self.manifest_url(reference), headers={"accept": f"{OCI_MANIFEST}, {OCI_INDEX}, */*"})
+        answer = self.http.get(self.manifest_url(reference), headers=ACCEPT)
         assert answer.status_code == 200, answer.text
         digest = answer.headers["docker-content-digest"]
         assert fits(answer.content, digest)
