@@ -409,6 +409,7 @@ class _Held:
             DigestInvalid: it has another digest.
         """
         if self._hasher is None or self._hasher.algorithm != digest.algorithm:
+            await self._save_before_commit()
             await self._upload.commit(self._session + "content")
             await _commit_content(self._driver, self._session, digest)
             return
@@ -417,7 +418,13 @@ class _Held:
         except DigestInvalid:
             await self._upload.abort()
             raise
+        await self._save_before_commit()
         await self._upload.commit(layout.blob(digest))
+
+    async def _save_before_commit(self) -> None:
+        """Let `state` know of all bytes before they leave the session: whoever finds them gone can tell why."""
+        if self.offset != self._state.offset:
+            await self._save()
 
     async def _save(self) -> None:
         token = await self._upload.suspend()
