@@ -36,7 +36,8 @@ _REASON_LIMIT = 4096
 EXIT_CONFIGURATION = 2
 
 Work = Callable[[list[int], Callable[[], None]], None]
-"""What a worker does: serve on the listening descriptors, calling the function when it is ready; raises to fail."""
+"""What a worker does: serve on the listening descriptors and close them, calling the function when it is ready; raises
+to fail."""
 
 
 def usable_processors() -> int:
@@ -205,7 +206,8 @@ class Supervisor:
             def ready() -> None:
                 os.write(pipe, _READY)
 
-            self._work([listener.fileno() for listener in self._listeners], ready)
+            # The worker's to close: when it drains, nobody may listen any more.
+            self._work([listener.detach() for listener in self._listeners], ready)
         except ConfigurationError as error:
             os.write(pipe, str(error).encode()[:_REASON_LIMIT])
             return EXIT_CONFIGURATION

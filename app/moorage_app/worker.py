@@ -2,7 +2,6 @@
 
 import errno
 import logging
-import os
 import resource
 import signal
 from collections.abc import Callable
@@ -50,7 +49,7 @@ def plugin_routes(plugins: PluginManager) -> dict[str, Route]:
 async def serve_worker(
     configuration: Configuration, plugins: PluginManager, listeners: list[int], ready: Callable[[], None]
 ) -> None:
-    """Serve on the listening descriptors `listeners` until SIGTERM or SIGINT, then drain.
+    """Serve on the listening descriptors `listeners`, which it closes, until SIGTERM or SIGINT, then drain.
 
     `ready` is called when connections are answered. Requests under way have `draintimeout` to end; what is sent after
     that is cut, what was received is kept.
@@ -84,8 +83,8 @@ async def serve_worker(
 
 def _hypercorn(drain_seconds: float, listeners: list[int]) -> Config:
     config = Config()
-    # hypercorn closes what it is given; the supervisor's own descriptors stay open in this process's table.
-    config.bind = [f"fd://{os.dup(descriptor)}" for descriptor in listeners]
+    # hypercorn closes them when it drains; were another one open, connections would be taken that nobody answers.
+    config.bind = [f"fd://{descriptor}" for descriptor in listeners]
     config.graceful_timeout = drain_seconds
     config.keep_alive_timeout = _KEEP_ALIVE_SECONDS
     config.keep_alive_max_requests = 1 << 62
