@@ -248,7 +248,7 @@ def test_hooks_of_the_host_are_called_where_it_has_them() -> None:
     assert host.register(offers, "a").error is None
     assert host.call("register_commands") == [["command"]]
     assert PluginManager().register(offers, "a").error is None
-    assert PluginManager().register(plugin(register_commands=list), "b").error is not None
+    assert PluginManager().register(plugin(register_commands=raising(ValueError())), "b").error is not None
 
 
 # ---- decisions

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
+import msgspec
 import pytest
 import trio
 
@@ -590,6 +591,30 @@ async def test_sessions_that_nothing_happens_to_expire(registry: Registry, drive
     assert await sessions(driver) == []
     assert (await driver.list("docker/")).entries == ()
     assert await uploads.expire(older_than=future, dry_run=False) == 0
+
+
+async def test_a_session_of_many_parts_is_as_young_as_its_last_chunk() -> None:
+    driver = MemoryDriver()
+    registry = Registry(driver)
+    upload_id = await open_upload(registry)
+    for _ in range(12):
+        await append(registry, upload_id, b"x")
+    for key, (data, stat) in list(driver._objects.items()):
+        if key.endswith("/startedat"):
+            data = b"2020-01-01T00:00:00Z"
+        if not key.endswith("/state"):
+            driver._objects[key] = (data, msgspec.structs.replace(stat, modified=0.0))
+    assert await registry.uploads.expire(older_than=time.time() - 3600, dry_run=False) == 0
+    assert await offset(registry, upload_id) == 12
+
+
+async def test_more_sessions_than_a_page_expire(driver: Driver) -> None:
+    prefix = f"docker/registry/v2/repositories/{REPOSITORY}/_uploads/"
+    for number in range(1100):
+        key = f"{prefix}{uuid.UUID(int=number)}/startedat"
+        await driver.write(key, b"2020-01-01T00:00:00Z", durable=False)
+    assert await Registry(driver).uploads.expire(older_than=time.time() + 3600, dry_run=False) == 1100
+    assert await sessions(driver) == []
 
 
 async def test_a_session_under_a_request_does_not_expire_where_the_store_can_tell(
