@@ -272,9 +272,11 @@ class Uploads:
         times: list[float] = []
         with suppress(KeyUnknown):
             times.append(layout.parse_started_at(await self._driver.read(session + "startedat", limit=1024)) or 0)
-        for entry in (await self._driver.list(session, limit=10)).entries:
+        # The state is written last; there may be more parts than are looked at.
+        found = [entry.key for entry in (await self._driver.list(session, limit=10)).entries]
+        for key in (session + "state", *found):
             try:
-                times.append((await self._driver.stat(entry.key)).modified)
+                times.append((await self._driver.stat(key)).modified)
             except KeyUnknown:
                 continue
         # One without any time vanished while being looked at.
