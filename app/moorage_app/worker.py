@@ -10,7 +10,8 @@ from typing import cast
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.trio.run import worker_serve
+from hypercorn.trio import run as hypercorn_run
+from hypercorn.trio.tcp_server import TCPServer
 
 from moorage import Configuration, PluginManager, open_registry
 
@@ -46,6 +47,21 @@ def plugin_routes(plugins: PluginManager) -> dict[str, Route]:
     return routes
 
 
+class _Connection(TCPServer):
+    """One connection. hypercorn's own is kept open until it would be idle for too long, though its client closed it."""
+
+    _ended = False
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self._ended = True
+        await self.idle_task.stop()
+
+    async def _idle_timeout(self) -> None:
+        if not self._ended:
+            await super()._idle_timeout()
+
+
 async def serve_worker(
     configuration: Configuration, plugins: PluginManager, listeners: list[int], ready: Callable[[], None]
 ) -> None:
@@ -58,6 +74,8 @@ async def serve_worker(
         ConfigurationError: the registry cannot be opened.
     """
     _raise_descriptor_limit()
+    # The one seam: hypercorn's worker makes each connection from this name of its module.
+    vars(hypercorn_run)["TCPServer"] = _Connection
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with open_registry(configuration, plugins) as opened:
             application = Application(opened.handler, application_settings(configuration), plugin_routes(plugins))
@@ -71,7 +89,7 @@ async def serve_worker(
 
             async def serve(*, task_status: trio.TaskStatus[list[str]]) -> None:
                 config = _hypercorn(configuration.http.drain_timeout, listeners)
-                await worker_serve(
+                await hypercorn_run.worker_serve(
                     ASGIWrapper(application), config, shutdown_trigger=stop.wait, task_status=task_status
                 )
 
