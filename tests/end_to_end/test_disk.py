@@ -3,6 +3,8 @@
 Tests run as root, to whom permissions mean nothing; so the disks are made by mounts, in a namespace of the server's own.
 """
 
+import contextlib
+import itertools
 import os
 import random
 import resource
@@ -142,20 +144,44 @@ def test_on_a_full_disk_pulls_and_deletes_go_on(small_disk: Repository, numbers:
     assert small_disk.pull_image("kept") == kept
 
 
-def test_a_disk_without_inodes_still_lets_things_be_deleted(mounts: None, root: Path, numbers: random.Random) -> None:
-    with moorage(root, around=tmpfs(root, "size=64m,nr_inodes=600")) as server, http(server.url) as client:
+def fill(folder: Path) -> None:
+    """Take every byte and every inode that the disk of `folder` has left."""
+    with (folder / "filler").open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+    with contextlib.suppress(OSError):
+        for at in itertools.count():
+            (folder / f"filler{at}").touch()
+
+
+def test_on_a_disk_that_is_full_to_the_last_inode_pulls_and_deletes_go_on(
+    mounts: None, root: Path, numbers: random.Random
+) -> None:
+    with moorage(root, around=tmpfs(root, "size=12m,nr_inodes=2000")) as server, http(server.url) as client:
         repository = Repository(client, NAME)
-        kept = repository.push_image("kept", [noise(numbers, 10)])
-        pushed: list[str] = []
-        while (done := repository.push_at_once(noise(numbers, 10))).status_code == 201:
-            pushed.append(done.headers["docker-content-digest"])
-        assert done.status_code == 507
-        assert errors_of(done) == ["UNAVAILABLE"]
+        kept = repository.push_image("kept", [noise(numbers, MIB)])
+        pushed = [repository.push(noise(numbers, 10)) for _ in range(20)]
+        doomed = [repository.push_image(f"doomed{at}", [noise(numbers, 10)]) for at in range(20)]
+        location = repository.open_upload()
+        # The server's disk, as it sees it.
+        fill(Path(f"/proc/{server.workers[0]}/root{root}"))
+        for refused in (
+            repository.push_at_once(noise(numbers, MIB)),
+            client.post(f"/v2/{NAME}/blobs/uploads/"),
+            repository.put("new", image([], annotations={"new": "yes"})),
+            client.patch(location, content=b"some"),
+        ):
+            assert refused.status_code == 507, refused.text
+            assert errors_of(refused) == ["UNAVAILABLE"]
         assert repository.pull_image("kept") == kept
         for digest in pushed:
             assert client.delete(repository.blob_url(digest)).status_code == 202
+        for at, manifest in enumerate(doomed):
+            reference = digest_of(manifest) if at % 2 else f"doomed{at}"
+            assert client.delete(repository.manifest_url(reference)).status_code == 202
+        assert client.delete(location).status_code == 204
+        assert repository.tags() == {"kept"}
         assert repository.pull_image("kept") == kept
-        assert repository.push_at_once(b"room again").status_code == 201
 
 
 def test_a_read_only_root_is_pulled_from_and_refuses_every_push(
