@@ -75,7 +75,7 @@ async def serve_worker(
     """
     _raise_descriptor_limit()
     # The one seam: hypercorn's worker makes each connection from this name of its module.
-    vars(hypercorn_run)["TCPServer"] = _Connection
+    setattr(hypercorn_run, "TCPServer", _Connection)  # noqa: B010 - a name that holds a class, to type checkers
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with open_registry(configuration, plugins) as opened:
             application = Application(opened.handler, application_settings(configuration), plugin_routes(plugins))

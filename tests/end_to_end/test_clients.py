@@ -4,14 +4,15 @@ import json
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import oras.oci
 import oras.provider
 import pytest
+import requests
 
 from images import TAG, build_image, build_index, content_of, manifest_of
-from pushing import DOCKER_MANIFEST, OCI_MANIFEST, Repository, descriptor, digest_of, references
+from pushing import DOCKER_MANIFEST, OCI_MANIFEST, Repository, digest_of, references
 from servers import Server, http, moorage, run_tool
 
 
@@ -137,6 +138,29 @@ def test_skopeo_copies_an_index_with_all_its_images(server: Server, repository: 
         assert content_of(out, digest) == repository.manifest(digest)
 
 
+class OrasClient(Protocol):
+    """What is used of `oras.provider.Registry`, whose own types are incomplete."""
+
+    session: requests.Session
+
+    def push(
+        self,
+        target: str,
+        *,
+        files: list[str],
+        disable_path_validation: bool,
+        subject: object,
+        manifest_annotations: dict[str, str],
+        do_chunked: bool,
+        chunk_size: int,
+        quiet: bool,
+    ) -> requests.Response: ...
+
+    def pull(self, target: str, *, outdir: str) -> list[str]: ...
+
+    def get_tags(self, container: str) -> list[str]: ...
+
+
 class Storage:
     """A place of its own for podman's and buildah's images."""
 
@@ -200,7 +224,7 @@ def test_the_oras_client_pushes_an_artifact_with_a_subject(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
     subject = repository.push_image("subject", [b"layer"])
-    client = oras.provider.Registry(hostname=server.host, insecure=True)
+    client = cast("OrasClient", oras.provider.Registry(hostname=server.host, insecure=True))
     file = tmp_path / "signature.txt"
     file.write_bytes(b"signed" * 50_000)
     target = f"{server.host}/{repository.name}:signature"
@@ -209,7 +233,7 @@ def test_the_oras_client_pushes_an_artifact_with_a_subject(
             target,
             files=[f"{file}:text/plain"],
             disable_path_validation=True,
-            subject=oras.oci.Subject(**descriptor(OCI_MANIFEST, subject)),
+            subject=oras.oci.Subject(mediaType=OCI_MANIFEST, digest=digest_of(subject), size=len(subject)),
             manifest_annotations={"made.by": "a test"},
             do_chunked=True,
             chunk_size=100_000,
@@ -225,7 +249,7 @@ def test_the_oras_client_pushes_an_artifact_with_a_subject(
         # An image manifest without artifactType is listed by the type of its configuration.
         assert found[0]["artifactType"] == json.loads(manifest)["config"]["mediaType"]
         assert set(client.get_tags(f"{server.host}/{repository.name}")) == {"signature", "subject"}
-        pulled = cast("list[str]", client.pull(target, outdir=str(tmp_path / "out")))
+        pulled = client.pull(target, outdir=str(tmp_path / "out"))
         assert [Path(path).read_bytes() for path in pulled] == [file.read_bytes()]
     finally:
         client.session.close()

@@ -139,7 +139,7 @@ def pushing(clients: list[Pusher], stop: threading.Event) -> Generator[None]:
     def work(client: Pusher) -> None:
         try:
             client.push_until(stop)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again in the test's own thread
             wrong.append(error)
 
     threads = [threading.Thread(target=work, args=(client,)) for client in clients]

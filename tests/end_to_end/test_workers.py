@@ -61,8 +61,8 @@ def test_each_request_of_an_upload_may_reach_another_server(
         assert sent.status_code == 202, sent.text
         offset += size
         assert sent.headers["location"] == location
-        for each in (here, there):
-            state = each.get(location)
+        for server in (here, there):
+            state = server.get(location)
             assert (state.status_code, state.headers["range"]) == (204, f"0-{offset - 1}")
     digest = digest_of(data)
     done = two[1].http.put(with_digest(location, digest), content=data[offset:])

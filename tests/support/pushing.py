@@ -6,7 +6,7 @@ import json
 import random
 import socket
 from collections.abc import Sequence
-from typing import cast
+from typing import Self, cast
 
 import httpx
 
@@ -117,7 +117,7 @@ class Repository:
         assert answer.status_code == 200, answer.text
         digest = answer.headers["docker-content-digest"]
         assert fits(answer.content, digest)
-        assert reference in {digest, reference} and (":" not in reference or reference == digest)
+        assert ":" not in reference or reference == digest
         return answer.content
 
     def pull_image(self, reference: str) -> bytes:
@@ -205,7 +205,7 @@ class SlowRequest:
         """Leave."""
         self._socket.close()
 
-    def __enter__(self) -> "SlowRequest":
+    def __enter__(self) -> Self:
         """Stay until the block ends."""
         return self
 
