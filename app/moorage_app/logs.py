@@ -63,7 +63,9 @@ def configure_logs(
         processors.append(structlog.processors.CallsiteParameterAdder(wanted))
     last: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if chosen == "text":
-        last.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()))
+        # With rich installed the default shows the values of local variables: credentials, configurations.
+        plain = structlog.dev.plain_traceback
+        last.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain))
     else:
         last.append(structlog.processors.format_exc_info)
         if chosen == "logstash":
