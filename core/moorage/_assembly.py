@@ -17,10 +17,11 @@ import trio
 from ._configuration import Configuration, ConfigurationError, UploadPurging, did_you_mean
 from ._driver import Driver
 from ._errors import DriverError, RegistryError, Unauthorized
-from ._hooks import Authenticator, MiddlewareFactory, Rule
+from ._hooks import Authenticator, MiddlewareFactory, Rule, StorageMiddlewareFactory
 from ._operations import Handler, Operation, R
 from ._plugins import PluginManager
 from ._registry import Registry
+from ._yaml import Key
 
 _log = logging.getLogger("moorage.assembly")
 
@@ -85,12 +86,46 @@ def check_options(configuration: Configuration, plugins: PluginManager) -> None:
         ConfigurationError: it is not, or does not.
     """
     name = configuration.storage.driver
-    driver = _offered(configuration, plugins, "storage driver", "storage", name, plugins.drivers())
+    driver = _offered(configuration, plugins, "storage driver", ("storage", name), name, plugins.drivers())
     configuration.decode(f"storage.{name}", driver.options)
-    for name, factory in _configured(configuration, plugins.middleware()):
+    _storage_middleware(configuration, plugins)
+    middleware, rules = plugins.middleware(), plugins.rules()
+    _check_names(configuration, plugins, {**middleware, **rules})
+    for name, factory in _configured(configuration, middleware):
         configuration.decode(_section(name, factory), factory.options)
-    for name, rule in _configured(configuration, plugins.rules()):
+    for name, rule in _configured(configuration, rules):
         configuration.decode(_section(name, rule), rule.options)
+    name = configuration.auth.type
+    if name != "none":
+        offered = _offered(configuration, plugins, "authenticator", ("auth", name), name, plugins.authenticators())
+        configuration.decode(f"auth.{name}", offered.options)
+
+
+def _check_names(
+    configuration: Configuration,
+    plugins: PluginManager,
+    offered: Mapping[str, MiddlewareFactory[msgspec.Struct] | Rule[msgspec.Struct]],
+) -> None:
+    """Refuse a name below `plugins:` that would open nothing: a rule that is misspelt would refuse nothing, unseen."""
+    for name in configuration.plugins:
+        key = ("plugins", name)
+        factory = _offered(configuration, plugins, "middleware or rule", key, name, offered)
+        if factory.section is not None:
+            raise configuration.document.error(key, f"{name} is configured as {factory.section}")
+
+
+def _storage_middleware(
+    configuration: Configuration, plugins: PluginManager
+) -> list[tuple[StorageMiddlewareFactory[msgspec.Struct], msgspec.Struct]]:
+    """Return what goes around the driver with its options; the first is the innermost, as in distribution."""
+    offered = plugins.storage_middleware()
+    found: list[tuple[StorageMiddlewareFactory[msgspec.Struct], msgspec.Struct]] = []
+    for at, entry in enumerate(configuration.middleware.storage):
+        if not entry.disabled:
+            key = ("middleware", "storage", at)
+            around = _offered(configuration, plugins, "storage middleware", (*key, "name"), entry.name, offered)
+            found.append((around, configuration.document.decode(around.options, (*key, "options"))))
+    return found
 
 
 @asynccontextmanager
@@ -100,6 +135,7 @@ async def open_registry(configuration: Configuration, plugins: PluginManager) ->
     Raises:
         ConfigurationError: it names something that no plugin offers, or the store cannot be opened.
     """
+    check_options(configuration, plugins)
     async with AsyncExitStack() as stack:
         driver = await _open_driver(configuration, plugins, stack)
         await _open_rules(configuration, plugins, stack)
@@ -115,34 +151,29 @@ async def open_registry(configuration: Configuration, plugins: PluginManager) ->
 
 async def _open_driver(configuration: Configuration, plugins: PluginManager, stack: AsyncExitStack) -> Driver:
     name = configuration.storage.driver
-    factory = _offered(configuration, plugins, "storage driver", "storage", name, plugins.drivers())
+    factory = plugins.drivers()[name]
     options = configuration.decode(f"storage.{name}", factory.options)
     try:
         driver = await stack.enter_async_context(factory.open(options))
     except DriverError as error:
         reason = f"the store cannot be opened: {error.args[0]}"
         raise configuration.document.error(("storage", name), reason) from error
-    offered = plugins.storage_middleware()
-    # The first in the list is the innermost, as in distribution.
-    for at, entry in enumerate(configuration.middleware.storage):
-        if not entry.disabled:
-            around = _offered(configuration, plugins, "storage middleware", "middleware.storage", entry.name, offered)
-            try:
-                settings = msgspec.convert(entry.options, around.options, strict=False)
-            except msgspec.ValidationError as error:
-                raise ConfigurationError(f"middleware.storage[{at}].options: {error}") from None
-            driver = await stack.enter_async_context(around.open(settings, driver))
+    for around, settings in _storage_middleware(configuration, plugins):
+        driver = await stack.enter_async_context(around.open(settings, driver))
     return driver
 
 
 async def _open_rules(configuration: Configuration, plugins: PluginManager, stack: AsyncExitStack) -> None:
+    opened: list[tuple[str, Rule[msgspec.Struct], object]] = []
     for name, rule in _configured(configuration, plugins.rules()):
         options = configuration.decode(_section(name, rule), rule.options)
-        opened = await stack.enter_async_context(rule.open(options))
-        record = plugins.register(opened, f"rule {name}")
+        opened.append((name, rule, await stack.enter_async_context(rule.open(options))))
+    # pluggy calls last what was registered first.
+    for name, rule, judge in reversed(opened):
+        record = plugins.register(judge, f"rule {name}")
+        stack.callback(plugins.unregister, f"rule {name}")
         if record.error:
             raise ConfigurationError(f"{_section(name, rule)}: the rule {name} cannot be used: {record.error}")
-        stack.callback(plugins.unregister, f"rule {name}")
 
 
 async def _wrap(
@@ -157,7 +188,7 @@ async def _wrap(
         handler = await stack.enter_async_context(factory.open(options, handler))
     if configuration.auth.type != "none":
         name = configuration.auth.type
-        offered = _offered(configuration, plugins, "authenticator", "auth", name, plugins.authenticators())
+        offered = plugins.authenticators()[name]
         authenticator = await stack.enter_async_context(
             offered.open(configuration.decode(f"auth.{name}", offered.options))
         )
@@ -186,7 +217,7 @@ def _configured(configuration: Configuration, offered: Mapping[str, W]) -> list[
 
 
 def _offered(
-    configuration: Configuration, plugins: PluginManager, kind: str, section: str, name: str, offered: Mapping[str, F]
+    configuration: Configuration, plugins: PluginManager, kind: str, key: Key, name: str, offered: Mapping[str, F]
 ) -> F:
     """Return what is offered under `name`.
 
@@ -200,7 +231,7 @@ def _offered(
         if record.error:
             brought_by = record.distribution or record.module
             sentence += f"; the plugin {record.name} of {brought_by} is not in use: {record.error}"
-    raise configuration.document.error((section, name), sentence)
+    raise configuration.document.error(key, sentence)
 
 
 async def _purge_uploads(registry: Registry, driver: Driver, purging: UploadPurging) -> None:

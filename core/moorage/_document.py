@@ -112,7 +112,13 @@ class Document:
         """Give the value at a key, or None."""
         value: Plain = self.root
         for part in key:
-            value = value.get(part) if isinstance(value, dict) and isinstance(part, str) else None
+            match value, part:
+                case dict(), str():
+                    value = value.get(part)
+                case list(), int() if 0 <= part < len(value):
+                    value = value[part]
+                case _:
+                    return None
         return value
 
     def error(self, key: Key, problem: str) -> ConfigurationError:

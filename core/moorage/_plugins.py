@@ -157,7 +157,8 @@ class PluginManager:
 
     def unregister(self, name: str) -> None:
         """Take the plugin `name` out of use."""
-        self._pluggy.unregister(name=name)
+        if self._pluggy.has_plugin(name):
+            self._pluggy.unregister(name=name)
         del self._records[name]
 
     # ---- registration hooks
