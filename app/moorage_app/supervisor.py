@@ -11,6 +11,7 @@ was ready, nothing would help: that is the exit code 2, with the reason.
 import contextlib
 import logging
 import os
+import re
 import select
 import signal
 import socket
@@ -26,7 +27,8 @@ _log = logging.getLogger("moorage.supervisor")
 
 BACKLOG = 1024
 _SYSTEMD_FIRST = 3
-_READY = b"ready"
+_READY = b"\0"
+_ADDRESS = re.compile(r"(?:\[([^\[\]]*)\]|([^\[\]]*)):([0-9]{1,5})")
 _KILL_GRACE_SECONDS = 5.0
 _BACKOFF_FIRST = 0.1
 _BACKOFF_MOST = 30.0
@@ -63,19 +65,22 @@ def bind(address: str, *, unix: bool) -> list[socket.socket]:
     Raises:
         ConfigurationError: the address cannot be used.
     """
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
-        listener = socket.socket(fileno=_SYSTEMD_FIRST)
-        listener.listen(BACKLOG)
-        return [listener]
     try:
+        if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+            address = f"descriptor {_SYSTEMD_FIRST} of LISTEN_FDS"
+            listener = socket.socket(fileno=_SYSTEMD_FIRST)
+            listener.listen(BACKLOG)
+            return [listener]
         if unix:
             return [_bind_unix(address)]
-        host, _, port = address.rpartition(":")
-        if not port.isdigit() or int(port) > 0xFFFF:
+        match = _ADDRESS.fullmatch(address)
+        if match is None or int(match[3]) > 0xFFFF:
             raise ConfigurationError(f"http.addr: {address!r} is not host:port")
-        return _bind_tcp(host.strip("[]"), int(port))
-    except OSError as error:
-        raise ConfigurationError(f"http.addr: cannot listen on {address}: {error.strerror or error}") from error
+        return _bind_tcp(match[1] or match[2], int(match[3]))
+    except (OSError, ValueError) as error:
+        # ValueError: a name that cannot be looked up at all, a path with a NUL.
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"http.addr: cannot listen on {address!r}: {reason}") from error
 
 
 def _bind_tcp(host: str, port: int) -> list[socket.socket]:
@@ -108,9 +113,16 @@ def _bind_unix(address: str) -> socket.socket:
     path = Path(address)
     if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
         path.unlink()
+    if not address or "\0" in address:
+        # The system would choose a name of its own, or take what stands before the NUL.
+        raise ValueError("not a path")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(address)
-    listener.listen(BACKLOG)
+    try:
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
     return listener
 
 
@@ -125,7 +137,7 @@ class _Worker:
 
     @property
     def ready(self) -> bool:
-        return self.said == _READY
+        return self.said.startswith(_READY)
 
     def listen(self) -> None:
         """Take in what the worker has to say, as far as it is there."""
@@ -247,7 +259,8 @@ class Supervisor:
     def _bury(self, worker: _Worker, code: int) -> None:
         worker.listen()
         worker.close()
-        if not worker.ready and not self._was_ready:
+        self._was_ready = self._was_ready or worker.ready
+        if not self._was_ready:
             # Not one has started yet: it is the set-up that is wrong, not this worker.
             reason = worker.said.decode(errors="replace") or f"a worker ended with {code} before it was ready"
             sys.stderr.write(f"moorage: {reason}\n")
