@@ -521,6 +521,9 @@ class Registry:
         repository, digest = operation.repository, operation.digest
         key = layout.revision_link(repository, digest)
         if not await self._exists(key):
+            # A delete that was cut off after its first step left tags behind; repeated, it takes them too.
+            if tags := await self._remove_tags_of(repository, digest):
+                return Deleted(tags=tags)
             raise _manifest_unknown(repository, digest)
         if operation.if_match is not None and not operation.if_match.matches(digest):
             raise PreconditionFailed("the digest is another one", detail={"digest": digest})
@@ -540,7 +543,12 @@ class Registry:
 
         async def remove(name: str) -> bool:
             tag = Tag(name)
-            link, condition = await self._versioned_link(layout.tag_current_link(repository, tag))
+            try:
+                link, condition = await self._versioned_link(layout.tag_current_link(repository, tag))
+            except InternalError as error:
+                # A link that holds no digest means no manifest; that of others must not keep this one.
+                _log.warning("%s", error)
+                return False
             return link == digest and await self._remove_tag(repository, tag, condition)
 
         removed: list[Tag] = []
@@ -697,7 +705,7 @@ class Registry:
                 continue
             size += len(encode_json(descriptor)) + 1
             if len(found) == operation.limit or (found and size > _REFERRERS_BYTES):
-                return ReferrerList(referrers=tuple(found), more=True, last=last)
+                return ReferrerList(referrers=tuple(found), more=bool(found), last=last)
             found.append(descriptor)
             last = digest
         return ReferrerList(referrers=tuple(found), more=False, last=last)

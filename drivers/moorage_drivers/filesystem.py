@@ -3,9 +3,9 @@
 A key is a path below the root. Moorage's own folder `moorage` lies there too: temporary files, which must never stand
 where distribution would take them for content, and lock files.
 
-- **Atomic**: bytes go to a temporary file, which is then linked or renamed into place. Every write and delete of a key
-  takes one of 256 file locks for that step, so a conditional write and any other one cannot come between each other,
-  whichever process they are in.
+- **Atomic**: bytes go to a temporary file, which is then renamed into place. Every write and delete of a key takes one
+  of 256 file locks for that step, so a conditional one and any other cannot come between each other, whichever process
+  they are in. Only `delete_below` takes none: what lies below such a prefix is not written under conditions.
 - **Durable**: the file is synced before it gets its name, then the directory that holds the name, then each directory
   above that is not known to be on disk itself.
 - **Loop or thread**: opening, stat, and reading what the page cache holds take microseconds and are done in the event
@@ -15,6 +15,7 @@ where distribution would take them for content, and lock files.
 import errno
 import fcntl
 import os
+import re
 import secrets
 import stat as stat_modes
 import time
@@ -56,6 +57,7 @@ from moorage import (
 T = TypeVar("T")
 
 _CHUNK = 512 << 10
+_COMPONENT = re.compile(r"[A-Za-z0-9._:@+=-]{1,255}", re.ASCII)
 _LOCKS = 256
 _OWN = "moorage"
 _STALE_SECONDS = 24 * 3600
@@ -319,6 +321,10 @@ class FilesystemDriver(Driver):
                         self._check(condition, key, path, "write")
                     os.rename(temporary, path)
             except FileNotFoundError:
+                if not os.path.lexists(temporary):
+                    raise StoreUnavailable(
+                        "the file was taken away", driver=self.name, operation="write", key=key
+                    ) from None
                 # No directory yet, or somebody has just removed it as empty.
                 self._make_directory(parent)
             except IsADirectoryError:
@@ -645,12 +651,17 @@ def _keys(folder: str, prefix: str, after: str, *, deep: bool, skip: str) -> Gen
     """
     try:
         with os.scandir(folder) as found:
-            names = sorted(entry.name + "/" if entry.is_dir() else entry.name for entry in found if entry.name != skip)
+            # What others put there under a name that no key may have is none of the store's.
+            names = sorted(
+                entry.name + "/" if entry.is_dir() else entry.name
+                for entry in found
+                if entry.name != skip and _COMPONENT.fullmatch(entry.name)
+            )
     except (FileNotFoundError, NotADirectoryError):
         return
     for name in names:
         key = prefix + name
-        if not key.isascii() or (key <= after and not (deep and after.startswith(key) and name.endswith("/"))):
+        if key <= after and not (deep and after.startswith(key) and name.endswith("/")):
             continue
         if deep and name.endswith("/"):
             yield from _keys(f"{folder}/{name[:-1]}", key, after, deep=True, skip="")

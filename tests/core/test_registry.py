@@ -83,6 +83,7 @@ from moorage import (
     Tag,
     TagCondition,
     Unavailable,
+    Unchanged,
     Unsupported,
     UploadOpened,
 )
@@ -740,6 +741,66 @@ async def test_a_delete_that_is_cut_off_is_not_done_or_leaves_dead_tags_only(sto
             assert steps > 4
             return
     raise AssertionError("it never ends")
+
+
+async def test_a_delete_that_was_cut_off_is_finished_by_its_repetition(store: Store) -> None:
+    async with store.open() as driver:
+        registry = Registry(driver)
+        digest = await push_image(registry, "a")
+        await push_image(registry, "b")
+        with pytest.raises(Unavailable):
+            await Registry(WatchedDriver(driver, PowerCut(1)))(delete_manifest(digest))
+        assert (await registry(delete_manifest(digest))).tags == ("a", "b")
+        await push_image(registry)
+        assert await tags(registry) == []
+
+
+class MovingDriver(MemoryDriver):
+    """A store in which somebody moves the tag `a` right before it is deleted."""
+
+    moved_to: Digest | None = None
+
+    async def delete(self, *keys: str, condition: Unchanged | None = None, durable: bool = True) -> None:
+        if keys == (current_key("a"),) and self.moved_to is not None:
+            await self.write(keys[0], self.moved_to.encode())
+        await super().delete(*keys, condition=condition, durable=durable)
+
+
+async def test_a_tag_that_moves_while_its_manifest_is_deleted_stays() -> None:
+    driver = MovingDriver()
+    registry = Registry(driver)
+    moved_to = await push_image(registry, "other", salt="other")
+    digest = await push_image(registry, "a")
+    driver.moved_to = moved_to
+    assert (await registry(delete_manifest(digest))).tags == ()
+    assert await meaning(registry, "a") == moved_to
+
+
+async def test_a_tag_that_moves_while_it_is_deleted_under_a_condition_stays() -> None:
+    driver = MovingDriver()
+    registry = Registry(driver)
+    moved_to = await push_image(registry, "other", salt="other")
+    digest = await push_image(registry, "a")
+    driver.moved_to = moved_to
+    with pytest.raises(PreconditionFailed):
+        await registry(DeleteTag(repository=REPOSITORY, tag=Tag("a"), if_match=Match(frozenset({digest}))))
+    assert await meaning(registry, "a") == moved_to
+
+
+async def test_a_link_without_a_digest_keeps_no_manifest_from_being_deleted(registry: Registry, driver: Driver) -> None:
+    digest = await push_image(registry, "a")
+    await driver.write(current_key("junk"), b"nonsense")
+    assert (await registry(delete_manifest(digest))).tags == ("a",)
+
+
+async def test_what_is_no_digest_among_the_referrers_is_passed_over(registry: Registry, driver: Driver) -> None:
+    subject = Digest.of(b"subject")
+    referrer = await push_image(registry, subject=subject)
+    await driver.write(f"{BASE}_referrers/sha256/{subject.encoded}/sha256/none", b"{}")
+    listed = await registry(ListReferrers(repository=REPOSITORY, subject=subject))
+    assert [each.digest for each in listed.referrers] == [referrer]
+    nothing = await registry(ListReferrers(repository=REPOSITORY, subject=subject, limit=0))
+    assert (nothing.referrers, nothing.more) == ((), False)
 
 
 # ---- mount

@@ -646,3 +646,21 @@ async def test_no_descriptor_and_no_temporary_file_is_left_behind(driver: Filesy
                 await driver.copy("a/b", "c")
     assert set(os.listdir("/proc/self/fd")) == before
     assert temporary_files(root) == []
+
+
+async def test_names_that_no_key_may_have_are_not_listed(root: Path) -> None:
+    async with FilesystemDriver.open_root(str(root)) as driver:
+        await driver.write("a/b", b"")
+        (root / "a" / "with space").mkdir()
+        (root / "a" / "with space" / "file").write_bytes(b"")
+        (root / "a" / "caf\xe9").write_bytes(b"")
+        assert [entry.key for entry in (await driver.list("")).entries] == ["a/b"]
+        assert [entry.key for entry in (await driver.list("a/", delimiter="/")).entries] == ["a/b"]
+
+
+async def test_an_upload_whose_file_was_taken_away_fails_at_once(root: Path) -> None:
+    async with FilesystemDriver.open_root(str(root)) as driver, driver.open_upload("up/1/data") as upload:
+        await upload.write(b"x")
+        (root / "up/1/data").unlink()
+        with pytest.raises(StoreUnavailable, match="taken away"):
+            await upload.commit("a/b")
