@@ -486,6 +486,35 @@ async def test_many_are_deleted_at_once_and_their_neighbours_stay(driver: Driver
     assert await keys(driver) == ["a-b", "a/c"]
 
 
+async def test_a_delete_under_a_condition_takes_only_the_version_that_was_seen(driver: Driver) -> None:
+    await driver.write("a/b", b"first")
+    seen = Unchanged((await driver.stat("a/b")).version)
+    await driver.write("a/b", b"other")
+    with pytest.raises(ConditionFailed):
+        await driver.delete("a/b", condition=seen)
+    assert await content(driver, "a/b") == b"other"
+    await driver.delete("a/b", condition=Unchanged((await driver.stat("a/b")).version))
+    assert await keys(driver) == []
+    with pytest.raises(ConditionFailed):
+        await driver.delete("a/b", condition=seen)
+
+
+async def test_one_of_many_that_delete_or_replace_what_they_saw_wins(driver: Driver) -> None:
+    await driver.write("a/b", b"first")
+    seen = Unchanged((await driver.stat("a/b")).version)
+    writers = [lambda: driver.write("a/b", b"other", condition=seen) for _ in range(5)]
+    deleters = [lambda: driver.delete("a/b", condition=seen) for _ in range(5)]
+    assert await race(*writers, *deleters) == 1
+
+
+async def test_two_writes_of_equal_bytes_are_two_versions(driver: Driver) -> None:
+    versions: set[str] = set()
+    for _ in range(200):
+        await driver.write("a/b", b"same", durable=False)
+        versions.add((await driver.stat("a/b")).version)
+    assert len(versions) == 200
+
+
 async def test_all_below_a_prefix_is_deleted_and_nothing_beside_it(driver: Driver) -> None:
     beside = ["a/b-1/x", "a/b.c/x", "a/b0", "a/bb/x", "a/c", "b/x"]
     for key in [*beside, "a/b/c", "a/b/d/e/f", "a/b/d/g", "a/b/b/x"]:
