@@ -151,8 +151,9 @@ def pushing(clients: list[Pusher], stop: threading.Event) -> Generator[None]:
         stop.set()
         for thread in threads:
             thread.join()
-    if wrong:
-        raise wrong[0]
+        # Also when the block waited in vain for a client that had found something wrong.
+        if wrong:
+            raise wrong[0]
 
 
 def assert_kept(client: httpx.Client, said: Said) -> None:
