@@ -199,20 +199,23 @@ class Supervisor:
         # What is buffered would be written by both.
         sys.stdout.flush()
         sys.stderr.flush()
+        supervisor = os.getpid()
         pid = os.fork()
         if pid == 0:
             os.close(reading)
             for worker in self._workers.values():
                 worker.close()
-            os._exit(self._child(writing))
+            os._exit(self._child(supervisor, writing))
         os.close(writing)
         self._workers[pid] = _Worker(pid, reading)
 
-    def _child(self, pipe: int) -> int:
+    def _child(self, supervisor: int, pipe: int) -> int:
         """Do a worker's work in the forked process; return its exit code."""
         try:
             # A worker whose supervisor died must not serve on alone, unseen.
             _end_with_parent()
+            if os.getppid() != supervisor:
+                return 1
             signal.pthread_sigmask(signal.SIG_SETMASK, set())
 
             def ready() -> None:

@@ -121,6 +121,9 @@ class FilesystemDriver(Driver):
         os.makedirs(self.root, exist_ok=True)
         with suppress(OSError):
             self._make_own()
+            # Made while there is room: on a full disk it must still be possible to delete.
+            for stripe in range(_LOCKS):
+                os.close(os.open(f"{self._locks}/{stripe:02x}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
             now = time.time()
             with os.scandir(self._temporary) as left:
                 for entry in left:
