@@ -1,5 +1,6 @@
 """What a configuration opens: drivers, middleware, rules and authenticators, in which order, and how it is told what is wrong."""
 
+import random
 import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
@@ -654,10 +655,13 @@ async def test_abandoned_uploads_stay_if_that_is_wanted(
 
 
 async def test_the_holder_of_a_closed_registry_is_followed_by_another(
-    plugins: PluginManager, toys: Toys, autojump_clock: trio.testing.MockClock
+    plugins: PluginManager, toys: Toys, autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver = toys.driver = Locked()
     configuration = configured(plugins, {})
+    # The one that is opened last, and closed first, begins first.
+    delays = [1.0, 600.0]
+    monkeypatch.setattr(random, "uniform", lambda _low, _high: delays.pop())
     async with open_registry(configuration, plugins):
         async with open_registry(configuration, plugins):
             await trio.sleep(700)

@@ -700,8 +700,10 @@ async def test_a_commit_that_is_cut_off_is_finished_or_begun_again(store: Store,
         if await is_there(registry, digest):
             assert await pull_blob(registry, digest) == data
         try:
-            assert await offset(registry, upload_id) == 5
-            await commit(registry, upload_id, digest, last, start=5)
+            # The last bytes are acknowledged before they leave the session, or not at all.
+            standing = await offset(registry, upload_id)
+            assert standing in {5, len(data)}
+            await commit(registry, upload_id, digest, data[standing:], start=standing)
         except UploadUnknown:
             if not last:
                 # Nothing is sent with the commit, so all of it was acknowledged before and may not be lost.
