@@ -661,8 +661,14 @@ async def test_the_holder_of_a_closed_registry_is_followed_by_another(
     configuration = configured(plugins, {})
     # The one that is opened last, and closed first, begins first.
     delays = [1.0, 600.0]
-    monkeypatch.setattr(random, "uniform", lambda _low, _high: delays.pop())
+
+    def next_delay(low: float, high: float) -> float:
+        assert (low, high) == (0, 600)
+        return delays.pop()
+
+    monkeypatch.setattr(random, "uniform", next_delay)
     async with open_registry(configuration, plugins):
+        await trio.testing.wait_all_tasks_blocked()
         async with open_registry(configuration, plugins):
             await trio.sleep(700)
             assert driver.most == 1
