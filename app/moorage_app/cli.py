@@ -68,8 +68,10 @@ class _Commands(click.Group):
             return
         self._added = True
         for offered in _load_plugins().call("register_commands"):
-            for command in cast("Sequence[click.Command]", offered):
-                if command.name not in self.commands:
+            for command in cast("Sequence[object]", offered) if isinstance(offered, Sequence) else [offered]:
+                if not isinstance(command, click.Command):
+                    click.echo(f"moorage: a plugin offers {command!r} as a command, which it is not", err=True)
+                elif command.name not in self.commands:
                     self.add_command(command)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -152,6 +154,10 @@ def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager") -> int:
     for warning in loaded.warnings:
         logger.warning(warning)
     count = configuration.workers or default_workers()
+    try:
+        check_options(configuration, plugins)
+    except (ConfigurationError, PluginError) as error:
+        _fail(error)
     driver = plugins.drivers().get(configuration.storage.driver)
     if driver is not None and not driver.shared and count > 1:
         if configuration.workers:
@@ -159,7 +165,6 @@ def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager") -> int:
             logger.warning("the %s store is seen by one process only, so one worker serves, not %d", name, count)
         count = 1
     try:
-        check_options(configuration, plugins)
         listeners = bind(http.addr, unix=http.net == "unix")
     except (ConfigurationError, PluginError) as error:
         _fail(error)
@@ -281,12 +286,13 @@ def plugins(*, as_json: bool) -> None:
 
 def _print_plugins(records: Sequence["PluginRecord"]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table("plugin", "version", "hooks", "registers", box=None, pad_edge=False)
     for record in records:
         offered = [f"{hook.removeprefix('register_')}: {', '.join(names)}" for hook, names in record.registers.items()]
         brought_by = f"{record.distribution} {record.version}".strip()
-        state = f"[red]not in use:[/] {record.error}" if record.error else "\n".join(record.hooks)
-        table.add_row(record.name, brought_by, state, "\n".join(offered))
+        state = f"[red]not in use:[/] {escape(record.error)}" if record.error else "\n".join(record.hooks)
+        table.add_row(escape(record.name), escape(brought_by), state, escape("\n".join(offered)))
     Console().print(table)

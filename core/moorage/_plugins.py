@@ -7,7 +7,7 @@ coroutine for the first answer, and its wrappers see coroutines, not results; so
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import cast
@@ -202,9 +202,17 @@ class PluginManager:
         return offered
 
     def call(self, hook: str) -> list[object]:
-        """Call a synchronous hook without arguments, such as one of the app's, and return what it gave."""
-        caller = cast("Callable[[], list[object]]", getattr(self._pluggy.hook, hook))
-        return caller()
+        """Call a synchronous hook without arguments, such as one of the app's, and return what plugins gave.
+
+        One that fails is logged, and the others go on.
+        """
+        given: list[object] = []
+        for implementation in self._implementations(hook):
+            try:
+                given.append(implementation.function())
+            except Exception as error:  # noqa: BLE001 - whatever the code of others raises
+                _log.error("plugin %s failed in %s: %s", implementation.plugin_name, hook, _say(error))
+        return [each for each in given if each is not None]
 
     def _implementations(self, hook: str) -> Sequence[pluggy.HookImpl]:
         """Return the implementations of `hook` in the order in which pluggy calls them."""
