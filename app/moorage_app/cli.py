@@ -166,7 +166,7 @@ def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager") -> int:
         count = 1
     try:
         listeners = bind(http.addr, unix=http.net == "unix")
-    except (ConfigurationError, PluginError) as error:
+    except ConfigurationError as error:
         _fail(error)
 
     def work(descriptors: list[int], ready: Callable[[], None]) -> None:
