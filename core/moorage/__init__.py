@@ -8,8 +8,9 @@
 
 Imports point downward, within the core too, in this order:
 
-    _errors  _digests  _names  _manifests  _driver  _memory  _operations  _layout  _concurrency  _listing  _uploads
-    _registry  _hooks  _plugins  _configuration  _assembly
+    _errors  _digests  _names  _manifests  _driver  _memory  _operations  _decisions  _layout  _concurrency  _listing
+    _links  _tags  _referrers  _uploads  _registry  _hooks  _plugins  _yaml  _document  _settings  _environment
+    _configuration  _assembly
 """
 
 from ._assembly import OpenedRegistry, check_options, claimed_sections, open_registry
@@ -22,6 +23,7 @@ from ._configuration import (
     configuration_schema,
     load_configuration,
 )
+from ._decisions import ReadOnlyView
 from ._digests import CANONICAL, Digest, Hasher, open_hasher, resume_hasher
 from ._driver import (
     Absent,
@@ -148,7 +150,7 @@ from ._operations import (
     UploadProgress,
 )
 from ._plugins import PluginError, PluginManager, PluginRecord
-from ._registry import BLOB_MEDIA_TYPE, TAGS_LIMIT, ReadOnlyView, Registry
+from ._registry import BLOB_MEDIA_TYPE, TAGS_LIMIT, Registry
 
 __all__ = [
     "BLOB_MEDIA_TYPE",

@@ -1,0 +1,174 @@
+"""Tags: what they mean, and moving them, under conditions that hold in the very moment of the write.
+
+A tag means the digest in its `current` link, if that manifest is in the repository; its history says what it ever
+meant, and nobody needs it to answer a client.
+"""
+
+import logging
+
+from . import _layout as layout
+from ._concurrency import map_bounded
+from ._digests import Digest
+from ._driver import Condition, Driver, Unchanged
+from ._errors import ConditionFailed, InternalError, PreconditionFailed, TagInvalid, Unavailable
+from ._links import exists, read_link, read_versioned_link
+from ._listing import names_below
+from ._names import Reference, RepositoryName, Tag
+from ._operations import Match, PushManifest, TagCondition
+
+_log = logging.getLogger("moorage.registry")
+
+_CAS_TRIES = 16
+_PAGE = 1000
+
+
+class Tags:
+    """The tags of all repositories of a store."""
+
+    def __init__(self, driver: Driver, *, reads_at_once: int) -> None:
+        """Keep tags on `driver`; to find those of a digest, read `reads_at_once` of them at once."""
+        self._driver = driver
+        self._reads_at_once = reads_at_once
+
+    async def target(self, repository: RepositoryName, reference: Reference) -> Digest | None:
+        """Return the digest that `reference` names, whether or not that is here; a digest names itself."""
+        if isinstance(reference, Digest):
+            return reference
+        return await read_link(self._driver, layout.tag_current_link(repository, reference))
+
+    async def meaning(self, repository: RepositoryName, reference: Reference) -> Digest | None:
+        """Return the digest that `reference` names, None if no manifest that is here."""
+        digest = await self.target(repository, reference)
+        if digest is None or not await exists(self._driver, layout.revision_link(repository, digest)):
+            return None
+        return digest
+
+    async def check(self, push: PushManifest, digest: Digest, tags: tuple[Tag, ...]) -> None:
+        """Look early whether the conditions of `push` hold, so that nothing is stored for one that cannot succeed.
+
+        What a tag means is looked at again in the moment of its write.
+
+        Raises:
+            PreconditionFailed: one does not.
+        """
+        if push.if_match or push.if_none_match:
+            _check_match(push, await self.meaning(push.repository, push.reference))
+        if push.tag_condition is TagCondition.ABSENT_OR_SAME:
+            for tag in tags:
+                _check_tag_condition(tag, await self.meaning(push.repository, tag), digest)
+
+    async def write(self, push: PushManifest, tag: Tag, digest: Digest) -> None:
+        """Make `tag` mean `digest`, if the conditions of `push` hold in that very moment.
+
+        Raises:
+            PreconditionFailed: one does not.
+        """
+        repository = push.repository
+        content = layout.link_content(digest)
+        await self._driver.write(layout.tag_index_link(repository, tag, digest), content)
+        key = layout.tag_current_link(repository, tag)
+        matched = tag == push.reference and bool(push.if_match or push.if_none_match)
+        if not matched and push.tag_condition is None:
+            await self._driver.write(key, content)
+            return
+        for _ in range(_CAS_TRIES):
+            condition, current = await self._state(repository, tag)
+            if matched:
+                _check_match(push, current)
+            if push.tag_condition is TagCondition.ABSENT_OR_SAME:
+                _check_tag_condition(tag, current, digest)
+            try:
+                await self._driver.write(key, content, condition=condition)
+            except ConditionFailed:
+                continue
+            return
+        raise _contended(tag)
+
+    async def _state(self, repository: RepositoryName, tag: Tag) -> tuple[Condition | None, Digest | None]:
+        """Return the condition that a tag still means what it does now, and what that is."""
+        link, condition = await read_versioned_link(self._driver, layout.tag_current_link(repository, tag))
+        if link is not None and not await exists(self._driver, layout.revision_link(repository, link)):
+            link = None
+        return condition, link
+
+    async def remove(self, repository: RepositoryName, tag: Tag, if_match: Match | None) -> bool:
+        """Make a tag mean nothing; return whether it meant something.
+
+        Raises:
+            PreconditionFailed: it means what `if_match` does not name.
+        """
+        for _ in range(_CAS_TRIES):
+            condition, current = await self._state(repository, tag)
+            if current is None:
+                return False
+            if if_match is not None and not if_match.matches(current):
+                raise PreconditionFailed("the tag has moved", detail={"tag": tag, "digest": current})
+            if await self._remove(repository, tag, condition):
+                return True
+        raise _contended(tag)
+
+    async def _remove(self, repository: RepositoryName, tag: Tag, condition: Condition | None) -> bool:
+        """Make `tag` mean nothing, unless it has moved; then leave it alone and return False.
+
+        What somebody pushes under the tag meanwhile must not go with it, so only the history is removed whole.
+        """
+        unchanged = condition if isinstance(condition, Unchanged) else None
+        try:
+            await self._driver.delete(layout.tag_current_link(repository, tag), condition=unchanged)
+        except ConditionFailed:
+            return False
+        await self._driver.delete_below(layout.tag_index(repository, tag))
+        return True
+
+    async def remove_all(self, repository: RepositoryName, digest: Digest) -> tuple[Tag, ...]:
+        """Remove the tags that mean `digest`; return them."""
+
+        async def remove(tag: Tag) -> bool:
+            try:
+                link, condition = await read_versioned_link(self._driver, layout.tag_current_link(repository, tag))
+            except InternalError as error:
+                # A link that holds no digest means no manifest; that of others must not keep this one.
+                _log.warning("%s", error)
+                return False
+            return link == digest and await self._remove(repository, tag, condition)
+
+        removed: list[Tag] = []
+        after, more = "", True
+        while more:
+            tags, more = await self.page(repository, after=after, limit=_PAGE)
+            gone = await map_bounded(remove, tags, limit=self._reads_at_once)
+            removed += [tag for tag, was_removed in zip(tags, gone, strict=True) if was_removed]
+            after = tags[-1] if tags else ""
+        return tuple(removed)
+
+    async def page(self, repository: RepositoryName, *, after: str, limit: int) -> tuple[list[Tag], bool]:
+        """Return up to `limit` tags in byte order after `after`, and whether more follow."""
+
+        async def is_there(name: str) -> bool:
+            try:
+                tag = Tag(name)
+            except TagInvalid:
+                return False
+            return await exists(self._driver, layout.tag_current_link(repository, tag))
+
+        names, more = await names_below(
+            self._driver, layout.tags(repository), after=after, limit=limit, exists=is_there
+        )
+        return [Tag(name) for name in names], more
+
+
+def _contended(tag: Tag) -> Unavailable:
+    return Unavailable(f"the tag {tag} is being written by too many at once", retry_after=1)
+
+
+def _check_match(push: PushManifest, current: Digest | None) -> None:
+    detail = {"reference": str(push.reference), "digest": current and str(current)}
+    if push.if_match is not None and not push.if_match.matches(current):
+        raise PreconditionFailed("the reference does not mean what If-Match names", detail=detail)
+    if push.if_none_match is not None and push.if_none_match.matches(current):
+        raise PreconditionFailed("the reference means what If-None-Match excludes", detail=detail)
+
+
+def _check_tag_condition(tag: Tag, current: Digest | None, digest: Digest) -> None:
+    if current not in {None, digest}:
+        raise PreconditionFailed(f"the tag {tag} exists and may not move", detail={"tag": tag, "digest": current})
