@@ -41,7 +41,7 @@ from moorage import (
 from .hooks import Route
 from .proxies import Forwarded, TrustedProxies
 from .replies import HeaderList, Response, respond, respond_error
-from .routes import Headers, Limits, Request, entity_tags, manifest_push_target, operation_of
+from .routes import Headers, Limits, PathUnknown, Request, entity_tags, manifest_push_target, operation_of
 
 _log = logging.getLogger("moorage.app")
 _access_log = logging.getLogger("moorage.access")
@@ -196,7 +196,7 @@ class Application:
 
     async def _serve(self, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         began = time.perf_counter()
-        raw_path = scope["raw_path"].decode("latin-1")
+        raw_path = _origin_form(scope["raw_path"].decode("latin-1"))
         route = self._routes.get(raw_path)
         if route is not None:
             await route(scope, receive, send)
@@ -268,8 +268,15 @@ class Application:
         return respond_error(request, error, self._url_prefix(origin))
 
     def _without_prefix(self, raw_path: str) -> str:
+        """Return the path below the configured prefix.
+
+        Raises:
+            PathUnknown: it is not below it.
+        """
         prefix = self._settings.prefix
-        return raw_path[len(prefix) :] if prefix and raw_path.startswith(prefix + "/") else raw_path
+        if not raw_path.startswith(prefix + "/"):
+            raise PathUnknown("no endpoint has this path")
+        return raw_path[len(prefix) :]
 
     def _origin(self, scope: HTTPScope, headers: Headers) -> Origin:
         client = scope["client"]
@@ -386,6 +393,13 @@ async def _manifest_push(request: Request, body: RequestBody) -> Operation[objec
         if_match=entity_tags(request.headers.joined(b"if-match")),
         if_none_match=entity_tags(request.headers.joined(b"if-none-match")),
     )
+
+
+def _origin_form(target: str) -> str:
+    """Return the path of a request's target, which clients of proxies send with scheme and host (RFC 9112, 3.2.2)."""
+    if target.startswith("/") or "://" not in target:
+        return target
+    return "/" + target.partition("://")[2].partition("/")[2]
 
 
 def _redirected(response: Response, url: str) -> Response:

@@ -49,7 +49,7 @@ from .routes import MethodNotAllowed, Request, accepts, entity_tags
 
 HeaderList = list[tuple[bytes, bytes]]
 
-_RANGE = re.compile(r"bytes=\s*(\d{0,19})-(\d{0,19})\s*", re.ASCII | re.IGNORECASE)
+_RANGE = re.compile(r"bytes=\s*(\d{0,100})-(\d{0,100})\s*", re.ASCII | re.IGNORECASE)
 _BLOB_CACHE = (b"cache-control", b"max-age=31536000")
 _WARNINGS_LIMIT = 4096
 

@@ -9,6 +9,7 @@ was ready, nothing would help: that is the exit code 2, with the reason.
 """
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -110,12 +111,16 @@ def _quick(listener: socket.socket) -> socket.socket:
 
 
 def _bind_unix(address: str) -> socket.socket:
-    path = Path(address)
-    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
-        path.unlink()
     if not address or "\0" in address:
         # The system would choose a name of its own, or take what stands before the NUL.
         raise ValueError("not a path")
+    path = Path(address)
+    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client, contextlib.suppress(ConnectionRefusedError):
+            client.connect(address)
+            raise OSError(errno.EADDRINUSE, "another server listens there")
+        # Left behind by one that is gone.
+        path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(address)

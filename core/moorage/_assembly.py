@@ -247,5 +247,7 @@ async def _purge_uploads(registry: Registry, driver: Driver, purging: UploadPurg
                     await trio.sleep(purging.interval)
         except (DriverError, RegistryError) as error:
             _log.warning("abandoned uploads could not be removed: %s", error)
+        except Exception:  # noqa: BLE001 - the edge of a task: what is wrong here must not end the registry
+            _log.exception("abandoned uploads could not be removed")
         # Somebody else does it, or the store is away; look again later.
         await trio.sleep(min(purging.interval, _CLOCKWORK_RETRY_SECONDS))

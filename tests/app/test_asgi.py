@@ -616,3 +616,21 @@ async def test_operations_are_answered_in_tasks_of_their_own() -> None:
         for at in range(50):
             nursery.start_soon(ask, at)
     assert sorted(answers) == list(range(50))
+
+
+async def test_a_target_with_scheme_and_host_is_the_path_in_it() -> None:
+    client = client_of()
+    for target, status in (("http://registry.test/v2/", 200), ("http://registry.test", 200), ("http://x/nowhere", 404)):
+        assert (await client.ask("GET", target)).status == status
+
+
+async def test_below_a_prefix_nothing_is_served_without_it() -> None:
+    client = client_of(settings=Settings(prefix="/registry"))
+    for target, status in (
+        ("/registry/v2/", 200),
+        ("/v2/", 404),
+        ("/registryv2/", 404),
+        ("/registry/registry/v2/", 404),
+    ):
+        assert (await client.ask("GET", target)).status == status
+    assert (await client.ask("GET", "/")).status == 200

@@ -459,6 +459,8 @@ def test_flags_go_before_the_environment_and_the_environment_before_the_file(tmp
         assert answer.headers["X-From"] == "environment"
         assert answer.headers["X-File"] == "kept"
         assert answer.headers["Location"].startswith("/inner/v2/a/blobs/uploads/")
+        assert httpx.get(f"{server.url}/inner/v2/").status_code == 200
+        assert httpx.get(f"{server.url}/v2/").status_code == 404
     assert (tmp_path / "root").is_dir()
 
 

@@ -68,6 +68,9 @@ def test_a_socket_in_the_file_system_is_listened_on(tmp_path: Path) -> None:
     path = str(tmp_path / "moorage.sock")
     with bound(path, unix=True):
         assert reaches(socket.AF_UNIX, path)
+        with pytest.raises(ConfigurationError, match="another server listens there"):
+            bind(path, unix=True)
+        assert reaches(socket.AF_UNIX, path)
     # Nobody listens any more; what is left of it is no obstacle.
     assert not reaches(socket.AF_UNIX, path)
     with bound(path, unix=True):

@@ -89,7 +89,7 @@ class Server:
     def answers(self) -> bool:
         """Return whether it answers requests."""
         try:
-            return httpx.get(f"{self.url}/v2/", trust_env=False, timeout=10).status_code == 200
+            return httpx.get(f"{self.url}/", trust_env=False, timeout=10).status_code == 200
         except httpx.TransportError:
             return False
 
