@@ -37,6 +37,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.moorage: pyproject.toml | $(VENV)/bin/python
+	@echo 'installing Moorage into $(VENV)'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 

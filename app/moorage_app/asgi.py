@@ -176,6 +176,7 @@ class Application:
         self._routes = dict(routes or {})
         self._proxies = TrustedProxies(settings.trusted_proxies)
         self._draining = False
+        self._warned = False
         self._headers: HeaderList = [
             _API_VERSION,
             *((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in settings.headers),
@@ -209,9 +210,14 @@ class Application:
         response: Response | None = None
         with trio.CancelScope() as scope_of_request:
             async with _watching(body, scope_of_request):
-                request, response = await self._answer(scope, raw_path, headers, body, origin, outcome)
-                if response is not None and response.blob is not None and request is not None:
-                    response = await self._send_blob(request, response, send, outcome)
+                try:
+                    request, response = await self._answer(scope, raw_path, headers, body, origin, outcome)
+                    if response is not None and response.blob is not None and request is not None:
+                        response = await self._send_blob(request, response, send, outcome)
+                except trio.Cancelled:
+                    if not scope_of_request.cancel_called:
+                        _log.warning("cut off by the stop of the server: %s %s", scope["method"], raw_path)
+                    raise
         # Servers say `http.disconnect` also when an answer is complete, so the end of it is sent when nobody watches.
         if response is not None and not body.left:
             content = b"" if scope["method"] == "HEAD" else response.body
@@ -284,6 +290,8 @@ class Application:
         hosts = headers.all(b"host")
         direct = Forwarded(address=peer, scheme=scope["scheme"], host=hosts[0] if hosts else "")
         forwarded, trusted = self._proxies.resolve(direct, headers)
+        if not trusted and not self._settings.host and not self._settings.relative_urls:
+            self._warn_of_proxy(peer, headers)
         asked_ids = headers.all(b"x-request-id") if trusted else []
         agents = headers.all(b"user-agent")
         base = self._settings.host.rstrip("/") or f"{forwarded.scheme}://{forwarded.host}{self._settings.prefix}"
@@ -296,6 +304,12 @@ class Application:
             base_url=base,
             credentials=_credentials(headers),
         )
+
+    def _warn_of_proxy(self, peer: str, headers: Headers) -> None:
+        """Say once that a proxy is not believed where URLs are made of what it says: its clients would be led astray."""
+        if not self._warned and (headers.all(b"x-forwarded-proto") or headers.all(b"forwarded")):
+            self._warned = True
+            _log.warning("what %s says of its clients is not believed, see http.trustedproxies", peer)
 
     def _url_prefix(self, origin: Origin) -> str:
         """Return what goes before `/v2/` in URLs that are handed out."""

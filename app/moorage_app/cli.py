@@ -128,6 +128,8 @@ def serve(
 def _target(target: str | None, root: str | None) -> tuple[Path | None, dict[str, object]]:
     """Return the configuration file that is meant, if any, and the folder to keep things in as an override."""
     overrides: dict[str, object] = {}
+    if target == "" or root == "":
+        _fail("an empty name was given for what to serve")
     if target is not None and "://" in target:
         _fail(f"{target}: only a configuration file or a folder can be served so far")
     given = Path(target) if target is not None else None
@@ -215,15 +217,23 @@ def check(file: Path | None) -> None:
     """Check FILE, with the environment's overrides, and say what would be wrong or without effect."""
     from moorage import ConfigurationError, PluginError, check_options
 
+    from .supervisor import parse_address
+
     path = _configured_path(file)
     plugins = _load_plugins()
     loaded = _load_configuration(path, plugins)
+    http = loaded.configuration.http
     try:
         check_options(loaded.configuration, plugins)
+        if http.net == "tcp":
+            parse_address(http.addr)
     except (ConfigurationError, PluginError) as error:
         _fail(error)
     for warning in loaded.warnings:
         click.echo(f"warning: {warning}")
+    for record in plugins.records:
+        if record.error:
+            click.echo(f"warning: the plugin {record.name} is not in use: {record.error}")
     for sentence in _upper_case_repositories(loaded.configuration):
         click.echo(f"warning: {sentence}")
     click.echo(f"{path or 'the built-in configuration'}: good")

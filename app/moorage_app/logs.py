@@ -4,6 +4,7 @@ Everything logs through `logging`; structlog renders it and binds the request's 
 """
 
 import logging
+import os
 import sys
 from collections.abc import Mapping, MutableMapping
 from typing import Literal, cast
@@ -29,6 +30,10 @@ def _as_logstash(_: WrappedLogger, __: str, event: MutableMapping[str, object]) 
     event["@version"] = "1"
     event["message"] = event.pop("event", "")
     return event
+
+
+def _wants_colors() -> bool:
+    return sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
 
 
 def configure_logs(
@@ -65,7 +70,7 @@ def configure_logs(
     if chosen == "text":
         # With rich installed the default shows the values of local variables: credentials, configurations.
         plain = structlog.dev.plain_traceback
-        last.append(structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=plain))
+        last.append(structlog.dev.ConsoleRenderer(colors=_wants_colors(), exception_formatter=plain))
     else:
         last.append(structlog.processors.format_exc_info)
         if chosen == "logstash":

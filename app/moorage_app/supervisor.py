@@ -38,6 +38,9 @@ _REASON_LIMIT = 4096
 
 EXIT_CONFIGURATION = 2
 
+_STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+"""What ends the server; the last one comes when its terminal is closed."""
+
 Work = Callable[[list[int], Callable[[], None]], None]
 """What a worker does: serve on the listening descriptors and close them, calling the function when it is ready; raises
 to fail."""
@@ -58,6 +61,19 @@ def default_workers() -> int:
     return min(usable_processors(), 4)
 
 
+def parse_address(address: str) -> tuple[str, int]:
+    """Return host and port of `host:port` or `:port`; the host is empty for every interface.
+
+    Raises:
+        ConfigurationError: it is neither.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None or int(match[3]) > 0xFFFF:
+        hint = f"; did you mean ':{address}'?" if address.isascii() and address.isdigit() else ""
+        raise ConfigurationError(f"http.addr: {address!r} is not host:port{hint}")
+    return match[1] or match[2] or "", int(match[3])
+
+
 def bind(address: str, *, unix: bool) -> list[socket.socket]:
     """Return sockets that listen on `address`: `host:port`, `:port` for every interface, or the path of a socket.
 
@@ -74,13 +90,11 @@ def bind(address: str, *, unix: bool) -> list[socket.socket]:
             return [listener]
         if unix:
             return [_bind_unix(address)]
-        match = _ADDRESS.fullmatch(address)
-        if match is None or int(match[3]) > 0xFFFF:
-            raise ConfigurationError(f"http.addr: {address!r} is not host:port")
-        return _bind_tcp(match[1] or match[2], int(match[3]))
+        return _bind_tcp(*parse_address(address))
     except (OSError, ValueError) as error:
         # ValueError: a name that cannot be looked up at all, a path with a NUL.
-        reason = getattr(error, "strerror", None) or error
+        # Python adds the address, as a tuple, to what the system says.
+        reason = str(getattr(error, "strerror", None) or error).partition(" (while attempting")[0]
         raise ConfigurationError(f"http.addr: cannot listen on {address!r}: {reason}") from error
 
 
@@ -174,8 +188,8 @@ class Supervisor:
         self._start_at: list[float] = []
 
     def run(self) -> int:
-        """Run until SIGTERM or SIGINT; return the exit code: 0 after a stop, 2 if no worker could start."""
-        watched = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+        """Run until SIGTERM, SIGINT or SIGHUP; return the exit code: 0 after a stop, 2 if no worker could start."""
+        watched = {signal.SIGCHLD, *_STOPS}
         signal.pthread_sigmask(signal.SIG_BLOCK, watched)
         try:
             for _ in range(self._count):
@@ -185,7 +199,7 @@ class Supervisor:
                 self._start_those_due()
                 received = signal.sigtimedwait(watched, self._patience())
                 self._reap()
-                if received is not None and received.si_signo in {signal.SIGTERM, signal.SIGINT}:
+                if received is not None and received.si_signo in _STOPS:
                     return self._stop()
                 if not self._was_ready and not self._workers:
                     return EXIT_CONFIGURATION
@@ -221,6 +235,9 @@ class Supervisor:
             _end_with_parent()
             if os.getppid() != supervisor:
                 return 1
+            # A terminal sends these to every process; only the supervisor answers, and tells its workers by SIGTERM.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             signal.pthread_sigmask(signal.SIG_SETMASK, set())
 
             def ready() -> None:
@@ -249,7 +266,7 @@ class Supervisor:
         if not self._announced and self._workers and all(worker.ready for worker in self._workers.values()):
             self._announced = True
             addresses = ", ".join(_shown(listener) for listener in self._listeners)
-            _log.info("listening on %s with %d workers", addresses, len(self._workers))
+            _log.info("listening on %s with %d %s", addresses, self._count, "worker" if self._count == 1 else "workers")
 
     def _reap(self) -> None:
         """Take note of the workers that ended, and plan others in their places."""
@@ -296,6 +313,9 @@ class Supervisor:
 
     def _stop(self) -> int:
         """Stop listening, tell the workers, wait for them within bounds."""
+        # A second one changes nothing: the bound is near.
+        for stop in _STOPS:
+            signal.signal(stop, signal.SIG_IGN)
         _log.info("stopping; requests under way have %.0f s to end", self._drain_seconds)
         for listener in self._listeners:
             listener.close()

@@ -4,7 +4,7 @@ import errno
 import logging
 import resource
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import cast
 
 import trio
@@ -23,13 +23,14 @@ _log = logging.getLogger("moorage.worker")
 
 _KEEP_ALIVE_SECONDS = 75
 _HEAD_BYTES = 64 << 10
+_OWN_PATHS = frozenset({"/", "/v2"})
 
 
 def application_settings(configuration: Configuration) -> Settings:
     """Return how the application shall speak HTTP under `configuration`."""
     http = configuration.http
     return Settings(
-        prefix=http.prefix.rstrip("/"),
+        prefix=f"/{http.prefix.strip('/')}" if http.prefix.strip("/") else "",
         host=http.host,
         relative_urls=http.relative_urls is not False,
         headers=settings_headers(http.headers),
@@ -43,7 +44,13 @@ def plugin_routes(plugins: PluginManager) -> dict[str, Route]:
     """Return the routes that plugins offer, by path."""
     routes: dict[str, Route] = {}
     for offered in plugins.call("register_routes"):
-        routes.update(cast("dict[str, Route]", offered))
+        for path, route in cast("dict[object, object]", offered).items() if isinstance(offered, Mapping) else ():
+            if not isinstance(path, str) or not path.startswith("/") or path in _OWN_PATHS or path.startswith("/v2/"):
+                _log.error("a plugin's route %r is not taken: it must be a path that is not the registry's", path)
+            elif not callable(route):
+                _log.error("a plugin's route %s is not taken: there is no application behind it", path)
+            else:
+                routes[path] = cast("Route", route)
     return routes
 
 
@@ -65,7 +72,7 @@ class _Connection(TCPServer):
 async def serve_worker(
     configuration: Configuration, plugins: PluginManager, listeners: list[int], ready: Callable[[], None]
 ) -> None:
-    """Serve on the listening descriptors `listeners`, which it closes, until SIGTERM or SIGINT, then drain.
+    """Serve on the listening descriptors `listeners`, which it closes, until SIGTERM, then drain.
 
     `ready` is called when connections are answered. Requests under way have `draintimeout` to end; what is sent after
     that is cut, what was received is kept.
@@ -76,7 +83,7 @@ async def serve_worker(
     _raise_descriptor_limit()
     # The one seam: hypercorn's worker makes each connection from this name of its module.
     setattr(hypercorn_run, "TCPServer", _Connection)  # noqa: B010 - a name that holds a class, to type checkers
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with open_registry(configuration, plugins) as opened:
             application = Application(opened.handler, application_settings(configuration), plugin_routes(plugins))
             stop = trio.Event()

@@ -158,6 +158,10 @@ async def _open_driver(configuration: Configuration, plugins: PluginManager, sta
     except DriverError as error:
         reason = f"the store cannot be opened: {error.args[0]}"
         raise configuration.document.error(("storage", name), reason) from error
+    except Exception as error:
+        # Whatever the code of others raises, the operator is told which driver it is.
+        reason = f"the driver {name} failed to open the store: {type(error).__name__}: {error}"
+        raise configuration.document.error(("storage", name), reason) from error
     for around, settings in _storage_middleware(configuration, plugins):
         driver = await stack.enter_async_context(around.open(settings, driver))
     return driver
@@ -206,14 +210,23 @@ def _section(name: str, factory: MiddlewareFactory[msgspec.Struct] | Rule[msgspe
 
 
 def _configured(configuration: Configuration, offered: Mapping[str, W]) -> list[tuple[str, W]]:
-    """Return what of `offered` the configuration asks for: sections first, then `plugins:` in its own order."""
+    """Return what of `offered` the configuration asks for, or is always opened.
+
+    What has a section comes first, then that of `plugins:` in its own order, then what nobody named.
+    """
     by_section = [
         (name, factory)
         for name, factory in offered.items()
         if factory.section and (factory.always or configuration.section(factory.section) is not None)
     ]
     by_name = [(name, offered[name]) for name in configuration.plugins if name in offered and not offered[name].section]
-    return by_section + by_name
+    named = {name for name, _ in by_name}
+    always = [
+        (name, factory)
+        for name, factory in offered.items()
+        if factory.always and not factory.section and name not in named
+    ]
+    return by_section + by_name + always
 
 
 def _offered(

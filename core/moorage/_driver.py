@@ -141,6 +141,14 @@ class Upload(ABC):
     async def suspend(self) -> bytes:
         """Return a token by which any process can go on from `offset`. All bytes so far survive this process."""
 
+    async def drop_beyond(self, offset: int) -> None:
+        """Free what was written beyond `offset`, at once where the store can; nothing more is written after that.
+
+        Without it the next holder, or the end of the upload, does.
+        """
+        del offset
+        await trio.lowlevel.checkpoint()
+
     @abstractmethod
     async def commit(self, destination: str, *, condition: Condition | None = None) -> None:
         """Make the object visible at `destination`, durably, and end the upload.

@@ -123,12 +123,28 @@ class PluginManager:
         # A registration hook of others may raise anything.
         except (Exception, SystemExit) as error:  # noqa: BLE001
             return self._refuse(name, distribution, version, module, f"failed while registering: {_say(error)}")
+        contested = self._contested(registers)
         self._pluggy.register(plugin, name=name)
         record = PluginRecord(
-            name=name, distribution=distribution, version=version, module=module, hooks=hooks, registers=registers
+            name=name,
+            distribution=distribution,
+            version=version,
+            module=module,
+            hooks=hooks,
+            registers=registers,
+            error=contested,
         )
         self._records[name] = record
         return record
+
+    def _contested(self, registers: Mapping[str, tuple[str, ...]]) -> str | None:
+        """Return what is wrong if something in `registers` is offered by another plugin too; a start will fail on it."""
+        for record in self._records.values():
+            for hook, names in registers.items():
+                for each in names:
+                    if each in record.registers.get(hook, ()):
+                        return f"offers {each!r} in {hook}, and so does the plugin {record.name}"
+        return None
 
     def _refuse(self, name: str, distribution: str, version: str, module: str, reason: str) -> PluginRecord:
         record = PluginRecord(name=name, distribution=distribution, version=version, module=module, error=reason)
@@ -142,6 +158,8 @@ class PluginManager:
         trial.register(plugin, name=name)
         trial.check_pending()
         callers = trial.get_hookcallers(plugin) or []
+        if not callers:
+            raise PluginError("implements no hook; is @hookimpl missing?")
         registers: dict[str, tuple[str, ...]] = {}
         for caller in callers:
             for implementation in caller.get_hookimpls():

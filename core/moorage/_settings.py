@@ -281,6 +281,9 @@ _Network = Annotated[
 ]
 
 
+_PREFIX = re.compile(r"[A-Za-z0-9._~/-]*", re.ASCII)
+
+
 class Http(Section, frozen=True, kw_only=True):
     """``http``: where and how requests are answered."""
 
@@ -312,11 +315,13 @@ class Http(Section, frozen=True, kw_only=True):
     debug: Debug = Debug()
 
     def __post_init__(self) -> None:
-        """Refuse header names that would break the answers' framing.
+        """Refuse header names that would break the answers' framing, and prefixes that no path can have.
 
         Raises:
-            ValueError: A header's name is none.
+            ValueError: A header's name is none, or the prefix is no path.
         """
+        if not _PREFIX.fullmatch(self.prefix):
+            raise ValueError(f"prefix has {quoted(self.prefix)}; allowed is a path such as /registry/")
         for name in self.headers:
             if not _HEADER_NAME.fullmatch(name):
                 raise ValueError(f"headers has {quoted(name)}; allowed are names of HTTP headers")

@@ -32,6 +32,7 @@ from ._errors import (
     DriverError,
     KeyUnknown,
     SizeInvalid,
+    StoreFull,
     UploadBusy,
     UploadGone,
     UploadOutOfOrder,
@@ -394,6 +395,11 @@ class _Held:
         try:
             await _in_pieces(body, take)
         except SizeInvalid:
+            raise
+        except StoreFull:
+            # What was not acknowledged must not keep others from what little room there is.
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS), suppress(DriverError):
+                await self._upload.drop_beyond(self._state.offset)
             raise
         except BaseException:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS):

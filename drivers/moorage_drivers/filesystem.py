@@ -14,6 +14,7 @@ where distribution would take them for content, and lock files.
 
 import errno
 import fcntl
+import logging
 import os
 import re
 import secrets
@@ -55,6 +56,8 @@ from moorage import (
 )
 
 T = TypeVar("T")
+
+_log = logging.getLogger("moorage.filesystem")
 
 _CHUNK = 512 << 10
 _COMPONENT = re.compile(r"[A-Za-z0-9._:@+=-]{1,255}", re.ASCII)
@@ -119,7 +122,7 @@ class FilesystemDriver(Driver):
 
     def _prepare(self) -> None:
         os.makedirs(self.root, exist_ok=True)
-        with suppress(OSError):
+        try:
             self._make_own()
             # Made while there is room: on a full disk it must still be possible to delete.
             for stripe in range(_LOCKS):
@@ -129,6 +132,10 @@ class FilesystemDriver(Driver):
                 for entry in left:
                     if now - entry.stat(follow_symlinks=False).st_mtime > _STALE_SECONDS:
                         os.unlink(entry.path)
+            with self._temporary_file() as (descriptor, _):
+                _write_all(descriptor, b"probe")
+        except OSError as error:
+            _log.warning("%s cannot be written to: %s; only pulls will work", self.root, error.strerror or error)
 
     def _make_own(self) -> None:
         os.makedirs(self._temporary, exist_ok=True)
@@ -560,6 +567,9 @@ class _FileUpload(Upload):
         if not self._cut:
             os.ftruncate(self._descriptor, self.offset)
             self._cut = True
+
+    async def drop_beyond(self, offset: int) -> None:
+        await self._driver.in_thread("upload", self._key, lambda: os.ftruncate(self._descriptor, offset))
 
     async def suspend(self) -> bytes:
         await trio.lowlevel.checkpoint()

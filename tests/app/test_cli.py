@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
 from moorage_app.cli import main
-from servers import configured, moorage
+from servers import configured, moorage, wait_for
 
 CONSOLE_SCRIPT = Path(sys.executable).with_name("moorage")
 CANARY = "canary-7f3a"
@@ -485,6 +485,7 @@ def test_a_plugin_whose_routes_fail_is_told_and_the_others_are_served(site: Path
 
 def test_logs_are_json_where_nobody_looks_and_carry_the_requests_id(tmp_path: Path) -> None:
     with configured(tmp_path / "root", log={"fields": {"service": "x"}}) as server:
+        wait_for(lambda: "listening on" in server.logged(), "a word that it listens")
         httpx.get(f"{server.url}/v2/nothing-here/tags/list")
         assert server.terminate() == 0
         lines = [json.loads(line) for line in server.logged().splitlines() if line.startswith("{")]
