@@ -48,6 +48,7 @@ _access_log = logging.getLogger("moorage.access")
 
 _DRAIN_BYTES = 64 << 20
 _DRAIN_SECONDS = 10
+_STALLED_SECONDS = 60
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 _API_VERSION = (b"docker-distribution-api-version", b"registry/2.0")
 
@@ -120,8 +121,11 @@ class RequestBody:
         """
         if self.finished:
             return b""
-        message = await self._receive()
-        if message["type"] != "http.request":
+        message = None
+        # A client that is silent for so long is gone, or as good as gone: others may go on with what it began.
+        with trio.move_on_after(_STALLED_SECONDS):
+            message = await self._receive()
+        if message is None or message["type"] != "http.request":
             self.left = True
             self._ended.set()
             raise ClientLeft("the client left in the middle of its request")
@@ -138,15 +142,13 @@ class RequestBody:
         """
         if self.length is not None and self.length > limit:
             raise ManifestTooLarge(f"a manifest has at most {limit} bytes, this one is announced with {self.length}")
-        chunks: list[bytes] = []
-        size = 0
+        # One buffer: many tiny chunks would each cost more than they hold.
+        data = bytearray()
         while not self.finished:
-            chunk = await self.next()
-            size += len(chunk)
-            if size > limit:
+            data += await self.next()
+            if len(data) > limit:
                 raise ManifestTooLarge(f"a manifest has at most {limit} bytes")
-            chunks.append(chunk)
-        return b"".join(chunks)
+        return bytes(data)
 
     async def drop(self) -> None:
         """Read what is left and forget it; give up on a client that sends for too long."""
@@ -300,7 +302,7 @@ class Application:
             address=forwarded.address,
             host=forwarded.host,
             method=scope["method"],
-            user_agent=agents[0] if agents else "",
+            user_agent=_printable(agents[0]) if agents else "",
             base_url=base,
             credentials=_credentials(headers),
         )
@@ -414,6 +416,11 @@ def _origin_form(target: str) -> str:
     if target.startswith("/") or "://" not in target:
         return target
     return "/" + target.partition("://")[2].partition("/")[2]
+
+
+def _printable(text: str) -> str:
+    """Return `text` without what a terminal would obey, for logs."""
+    return "".join(each if each.isprintable() else "?" for each in text[:256])
 
 
 def _redirected(response: Response, url: str) -> Response:

@@ -45,8 +45,8 @@ from moorage import (
 )
 
 _CONTENT_RANGE = re.compile(r"(\d{1,19})-(\d{1,19})", re.ASCII)
-_NUMBER = re.compile(r"\d{1,9}", re.ASCII)
-_ENTITY_TAG = re.compile(r'\s*(?:W/)?"([^"]*)"\s*(?:,|$)')
+_NUMBER = re.compile(r"\d{1,100}", re.ASCII)
+_ENTITY_TAG = re.compile(r'"([^"]*)"')
 _QUERY_FIELDS = 1000
 
 _READ = ("GET", "HEAD")

@@ -121,6 +121,8 @@ def _bind_tcp(host: str, port: int) -> list[socket.socket]:
 def _quick(listener: socket.socket) -> socket.socket:
     # Inherited by every accepted connection: an answer's head does not wait for the acknowledgement of another.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A peer that vanished without a word is found out some day.
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     return listener
 
 
@@ -289,13 +291,7 @@ class Supervisor:
             # Not one has started yet: it is the set-up that is wrong, not this worker.
             reason = worker.said.decode(errors="replace") or f"a worker ended with {code} before it was ready"
             sys.stderr.write(f"moorage: {reason}\n")
-            for other in self._workers.values():
-                os.kill(other.pid, signal.SIGTERM)
-            while self._workers:
-                gone, _ = os.wait()
-                other_worker = self._workers.pop(gone, None)
-                if other_worker is not None:
-                    other_worker.close()
+            self._end_workers(_KILL_GRACE_SECONDS)
             return
         if time.monotonic() - worker.began > _HEALTHY_SECONDS:
             self._backoff = _BACKOFF_FIRST
@@ -313,15 +309,22 @@ class Supervisor:
 
     def _stop(self) -> int:
         """Stop listening, tell the workers, wait for them within bounds."""
-        # A second one changes nothing: the bound is near.
-        for stop in _STOPS:
-            signal.signal(stop, signal.SIG_IGN)
         _log.info("stopping; requests under way have %.0f s to end", self._drain_seconds)
         for listener in self._listeners:
             listener.close()
+        drain_seconds = self._drain_seconds if self._was_ready else 0.0
+        self._end_workers(drain_seconds + _KILL_GRACE_SECONDS)
+        _log.info("stopped")
+        return 0
+
+    def _end_workers(self, seconds: float) -> None:
+        """Tell the workers to end, and kill those that have not in `seconds`."""
+        # Another signal to stop changes nothing from here on: the bound is near.
+        for stop in _STOPS:
+            signal.signal(stop, signal.SIG_IGN)
         for pid in self._workers:
             os.kill(pid, signal.SIGTERM)
-        deadline = time.monotonic() + self._drain_seconds + _KILL_GRACE_SECONDS
+        deadline = time.monotonic() + seconds
         while self._workers and time.monotonic() < deadline:
             signal.sigtimedwait({signal.SIGCHLD}, min(0.5, max(0.01, deadline - time.monotonic())))
             self._collect()
@@ -331,8 +334,6 @@ class Supervisor:
         while self._workers:
             gone, _ = os.wait()
             self._workers.pop(gone, None)
-        _log.info("stopped")
-        return 0
 
     def _collect(self) -> None:
         while self._workers:

@@ -391,7 +391,7 @@ def _storage(document: Document, spared: Collection[Key]) -> Storage:
 
 def _not_one_driver(document: Document, drivers: list[str]) -> ConfigurationError:
     if not drivers:
-        return document.error(("storage",), f"names no driver; allowed is exactly one, such as filesystem or inmemory")
+        return document.error(("storage",), "names no driver; allowed is exactly one, such as filesystem or inmemory")
     named: list[str] = []
     hints: list[str] = []
     for driver in drivers:

@@ -43,10 +43,15 @@ async def names_below(
         listing = await driver.list(prefix, after=position, delimiter="/", limit=limit + 1 - len(found))
         listed = [entry.key[len(prefix) : -1] for entry in listing.entries if entry.key.endswith("/")]
         candidates = {name for name in listed if name > after}
-        for name in listed:
-            candidates.update(
-                name[:at] for at, character in enumerate(name) if at and character in "-." and name[:at] > after
-            )
+        if listing.more and listing.entries:
+            # All keys up to the last one listed are known; what a further page brings sorts after it, slash and all.
+            last = listing.entries[-1].key[len(prefix) :]
+            for name in listed:
+                candidates.update(
+                    name[:at]
+                    for at, character in enumerate(name)
+                    if at and character in "-." and name[:at] > after and name[:at] + "/" > last
+                )
         candidates -= asked
         asked |= candidates
         ordered = sorted(candidates)

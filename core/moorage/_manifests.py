@@ -6,7 +6,7 @@ and lists, and the rules of the OCI distribution spec for `subject` and referrer
 - Bytes are never written anew: what is pushed is what is stored and served.
 - Whatever two readers could read in two ways is refused on push: duplicate keys, keys that differ from a known one
   only in case (Go's readers match them, others do not), one document with the parts of both a manifest and an index.
-- On read nothing is refused that was once stored: the media type is found as distribution finds it.
+- On read no JSON object is refused that was once stored: the media type is found as distribution finds it.
 """
 
 import json
@@ -72,6 +72,14 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     manifests: tuple[Descriptor, ...] | None = None
     subject: Descriptor | None = None
     annotations: Mapping[str, str] | None = None
+
+
+class _Outline(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What tells the type of a manifest, with values of any kind."""
+
+    schema_version: object = None
+    media_type: object = None
+    manifests: object = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +154,7 @@ def encode_json(value: object) -> bytes:
 
 
 _documents = msgspec.json.Decoder(_Document, dec_hook=_decode_digest)
+_outlines = msgspec.json.Decoder(_Outline)
 _descriptors = msgspec.json.Decoder(Descriptor, dec_hook=_decode_digest)
 
 
@@ -200,12 +209,16 @@ def parse_stored(data: bytes, digest: Digest) -> Manifest:
 
     No media type is stored beside a manifest, so it is found in the bytes: its own `mediaType`; without one it is an
     OCI index if it has `manifests`, else an OCI manifest (distribution 2.1). Schema 1, which old registries left
-    behind, is told by its version.
+    behind, is told by its version. What others took and this registry would not, such as a descriptor without a size,
+    is served all the same, but taken to point at nothing.
 
     Raises:
         ManifestInvalid: the bytes are no manifest at all.
     """
-    document = _decode(data)
+    try:
+        document = _decode(data)
+    except ManifestInvalid:
+        document = _decode_outline(data)
     if document.media_type:
         media_type = document.media_type
     elif document.schema_version == 1:
@@ -224,6 +237,19 @@ def _decode(data: bytes) -> _Document:
         raise ManifestInvalid("the manifest is not UTF-8") from None
     except msgspec.MsgspecError as error:
         raise ManifestInvalid(f"not a manifest: {error}") from None
+
+
+def _decode_outline(data: bytes) -> _Document:
+    """Return as much of a manifest as tells its type, whatever else is in it."""
+    try:
+        outline = _outlines.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ManifestInvalid(f"not a manifest: {error}") from None
+    return _Document(
+        schema_version=outline.schema_version if isinstance(outline.schema_version, int) else None,
+        media_type=outline.media_type if isinstance(outline.media_type, str) else None,
+        manifests=None if outline.manifests is None else (),
+    )
 
 
 def _manifest(document: _Document, media_type: str, data: bytes, digest: Digest) -> Manifest:

@@ -7,7 +7,8 @@ coroutine for the first answer, and its wrappers see coroutines, not results; so
 
 import inspect
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import cast
@@ -44,6 +45,15 @@ _REGISTRATIONS = (
     "register_rules",
 )
 _HOOK_THREADS = 4
+"""How many threads one plugin may have at work, those that were left behind included."""
+
+_FACTORIES: dict[str, type[msgspec.Struct]] = {
+    "register_drivers": DriverFactory,
+    "register_storage_middleware": StorageMiddlewareFactory,
+    "register_authenticators": AuthenticatorFactory,
+    "register_middleware": MiddlewareFactory,
+    "register_rules": Rule,
+}
 
 
 class PluginError(Exception):
@@ -72,6 +82,39 @@ class PluginRecord(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
+class _HookThreads:
+    """The threads in which one plugin decides; each may be left behind when the time is over, and ends when it ends.
+
+    `left_behind` is how many of those still run.
+    """
+
+    def __init__(self) -> None:
+        self.left_behind = 0
+        self._limiter = trio.CapacityLimiter(_HOOK_THREADS)
+
+    async def run(self, decide: Callable[[], object]) -> object:
+        """Return what `decide` does in a thread; when cancelled, leave it behind."""
+        running = left = False
+
+        def run() -> object:
+            nonlocal running
+            running = True
+            try:
+                return decide()
+            finally:
+                running = False
+                if left:
+                    self.left_behind -= 1
+
+        try:
+            return await trio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=self._limiter)
+        except trio.Cancelled:
+            if running:
+                left = True
+                self.left_behind += 1
+            raise
+
+
 class PluginManager:
     """The plugins of one process."""
 
@@ -80,7 +123,7 @@ class PluginManager:
         self._specifications = (hooks, *specifications)
         self._pluggy = self._fresh()
         self._records: dict[str, PluginRecord] = {}
-        self._threads: trio.CapacityLimiter | None = None
+        self._threads: dict[str, _HookThreads] = {}
 
     def _fresh(self) -> pluggy.PluginManager:
         manager = pluggy.PluginManager(PROJECT)
@@ -301,24 +344,25 @@ class PluginManager:
         """
         arguments = [offered[name] for name in implementation.argnames]
         function = implementation.function
+        plugin = implementation.plugin_name
+        # Its own, so that one that hangs keeps no other from deciding.
+        threads = self._threads.setdefault(plugin, _HookThreads())
+        if threads.left_behind >= _HOOK_THREADS:
+            raise InternalError(f"the plugin {plugin} has not ended what it was asked before")
         try:
             with trio.fail_after(HOOK_SECONDS):
                 if inspect.iscoroutinefunction(function):
                     return await function(*arguments)
-                if self._threads is None:
-                    self._threads = trio.CapacityLimiter(_HOOK_THREADS)
-                return await trio.to_thread.run_sync(
-                    function, *arguments, abandon_on_cancel=True, limiter=self._threads
-                )
+                return await threads.run(partial(function, *arguments))
         except RegistryError:
             raise
         except trio.TooSlowError:
-            _log.error("plugin %s took more than %s s to decide", implementation.plugin_name, HOOK_SECONDS)
-            raise InternalError(f"the plugin {implementation.plugin_name} did not decide in time") from None
+            _log.error("plugin %s took more than %s s to decide", plugin, HOOK_SECONDS)
+            raise InternalError(f"the plugin {plugin} did not decide in time") from None
         # Decisions fail closed, whatever happened, and no plugin ends the process.
         except (Exception, SystemExit) as error:
-            _log.exception("plugin %s failed to decide", implementation.plugin_name)
-            raise InternalError(f"the plugin {implementation.plugin_name} failed") from error
+            _log.exception("plugin %s failed to decide", plugin)
+            raise InternalError(f"the plugin {plugin} failed") from error
 
 
 def _checked(hook: str, offered: object) -> dict[str, object]:
@@ -331,8 +375,11 @@ def _checked(hook: str, offered: object) -> dict[str, object]:
         raise PluginError(f"{hook} returned {type(offered).__name__}, not a mapping of names")
     found = cast("Mapping[object, object]", offered)
     for name, factory in found.items():
-        if not isinstance(name, str) or not isinstance(factory, msgspec.Struct):
-            raise PluginError(f"{hook} returned {name!r}: {type(factory).__name__}, not a name with a factory")
+        expected = _FACTORIES[hook]
+        if not isinstance(name, str) or not isinstance(factory, expected):
+            raise PluginError(
+                f"{hook} returned {name!r}: {type(factory).__name__}, not a name with a {expected.__name__}"
+            )
     return {str(name): factory for name, factory in found.items()}
 
 

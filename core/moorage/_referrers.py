@@ -6,20 +6,26 @@ while its manifest is in the repository. What was pushed to a registry without r
 fallback tag, and is listed if it is here and really has that subject.
 """
 
+import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from . import _layout as layout
 from ._digests import Digest
 from ._driver import Driver
-from ._errors import DigestInvalid, KeyUnknown
+from ._errors import DigestInvalid, KeyUnknown, ManifestInvalid
 from ._links import exists, read_link
 from ._manifests import MANIFEST_LIMIT, Descriptor, Manifest, encode_json, parse_descriptor
 from ._names import RepositoryName, Tag
 from ._operations import ListReferrers, ReferrerList
 
+_log = logging.getLogger("moorage.registry")
+
 _ANSWER_LIMIT = MANIFEST_LIMIT - 1024
 """The most bytes of descriptors in one page: the answer is an index, and clients bound those."""
+
+_ENTRY_LIMIT = MANIFEST_LIMIT + 4096
+"""The most bytes of an entry: it has a manifest's annotations, and a media type, digest and size of its own."""
 
 ReadManifest = Callable[[RepositoryName, Digest], Awaitable[Manifest | None]]
 
@@ -83,11 +89,15 @@ class Referrers:
         """Return the entry of a referrer whose manifest is still there."""
         if not await exists(self._driver, layout.revision_link(repository, digest)):
             return None
+        key = layout.referrer(repository, subject, digest)
         try:
-            data = await self._driver.read(layout.referrer(repository, subject, digest), limit=MANIFEST_LIMIT)
+            return parse_descriptor(await self._driver.read(key, limit=_ENTRY_LIMIT))
         except KeyUnknown:
             return None
-        return parse_descriptor(data)
+        except ManifestInvalid as error:
+            # One entry that is damaged must not hide the others.
+            _log.warning("the referrer entry %s is passed over: %s", key, error)
+            return None
 
     async def _earlier(self, repository: RepositoryName, subject: Digest) -> dict[Digest, Descriptor]:
         """Return the referrers that the index under the fallback tag names."""

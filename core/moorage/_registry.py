@@ -15,7 +15,10 @@ import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import cast
+
+import trio
 
 from . import _layout as layout
 from ._concurrency import map_bounded
@@ -90,6 +93,7 @@ TAGS_LIMIT = 100
 """The most tags that one push may write."""
 
 _CACHE_BYTES = 32 << 20
+_PARSE_HERE = 64 << 10
 _LOOKS_AT_ONCE = 16
 
 
@@ -207,7 +211,7 @@ class Registry:
         except KeyUnknown:
             return None
         try:
-            manifest = parse_stored(data, digest)
+            manifest = await _parsed(partial(parse_stored, data, digest), data)
         except ManifestInvalid as error:
             _log.error("the manifest %s of %s cannot be read: %s", digest, repository, error)
             raise InternalError("the stored manifest cannot be read", detail={"digest": str(digest)}) from None
@@ -284,7 +288,7 @@ class Registry:
             raise DigestInvalid(
                 "the manifest does not have that digest", detail={"expected": str(reference), "found": str(digest)}
             )
-        manifest = parse_pushed(operation.media_type, data, digest)
+        manifest = await _parsed(partial(parse_pushed, operation.media_type, data, digest), data)
         tags = tuple(dict.fromkeys((reference, *operation.tags) if isinstance(reference, Tag) else operation.tags))
         await self._tags.check(operation, digest, tags)
         warnings: tuple[str, ...] = ()
@@ -363,8 +367,10 @@ class Registry:
         repository, digest = operation.repository, operation.digest
         key = layout.revision_link(repository, digest)
         if not await exists(self._driver, key):
-            # A delete that was cut off after its first step left tags behind; repeated, it takes them too.
-            if tags := await self._tags.remove_all(repository, digest):
+            # A delete that was cut off after its first step left tags behind; repeated, it takes them too. What the
+            # store never had, no tag can mean.
+            known = await exists(self._driver, layout.blob(digest))
+            if known and (tags := await self._tags.remove_all(repository, digest)):
                 return Deleted(tags=tags)
             raise _manifest_unknown(repository, digest)
         if operation.if_match is not None and not operation.if_match.matches(digest):
@@ -489,6 +495,11 @@ class Registry:
                     return RepositoryList(repositories=tuple(found), more=operation.limit > 0)
                 found.append(name)
         return RepositoryList(repositories=tuple(found), more=False)
+
+
+async def _parsed(parse: Callable[[], Manifest], data: bytes) -> Manifest:
+    """Return what `parse` makes of `data`; in a thread where that would keep the event loop from others."""
+    return parse() if len(data) <= _PARSE_HERE else await trio.to_thread.run_sync(parse)
 
 
 def _missing(descriptor: Descriptor) -> dict[str, object]:

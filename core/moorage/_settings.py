@@ -19,6 +19,7 @@ HOUR: Final = 3600.0
 SECTIONS_OF_STORAGE: Final = ("cache", "delete", "maintenance", "redirect", "tag")
 """The keys below ``storage`` that name no driver."""
 
+_FRAMING: Final = frozenset({"connection", "content-length", "content-type", "date", "transfer-encoding"})
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -50,7 +51,10 @@ def _network(value: object) -> str:
 
 def _header_value(value: object) -> str:
     if isinstance(value, str | int | float) and not isinstance(value, bool) and str(value).isprintable():
-        return str(value)
+        text = str(value)
+        # HTTP has no other characters.
+        if text.isascii() or all(ord(each) <= 0xFF for each in text):
+            return text
     raise ValueError("text on one line")
 
 
@@ -173,6 +177,15 @@ class UploadPurging(Section, frozen=True, kw_only=True):
     age: Annotated[Duration, Meta(description="How old an upload must be to be removed.")] = 168 * HOUR
     interval: Annotated[Duration, Meta(description="How often to look for old uploads.")] = 24 * HOUR
     dry_run: Annotated[bool, Meta(description="Only log what would be removed.")] = False
+
+    def __post_init__(self) -> None:
+        """Refuse to look without a pause.
+
+        Raises:
+            ValueError: The interval is no time at all.
+        """
+        if self.interval <= 0:
+            raise ValueError("interval has 0s; allowed is a duration above that")
 
 
 class ReadOnly(Section, frozen=True, kw_only=True):
@@ -325,6 +338,8 @@ class Http(Section, frozen=True, kw_only=True):
         for name in self.headers:
             if not _HEADER_NAME.fullmatch(name):
                 raise ValueError(f"headers has {quoted(name)}; allowed are names of HTTP headers")
+            if name.lower() in _FRAMING:
+                raise ValueError(f"headers has {quoted(name)}, which each answer has of its own")
 
     @property
     def trusted_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:

@@ -19,7 +19,7 @@ from ._operations import Match, PushManifest, TagCondition
 _log = logging.getLogger("moorage.registry")
 
 _CAS_TRIES = 16
-_PAGE = 1000
+_ALL = 1 << 30
 
 
 class Tags:
@@ -132,14 +132,10 @@ class Tags:
                 return False
             return link == digest and await self._remove(repository, tag, condition)
 
-        removed: list[Tag] = []
-        after, more = "", True
-        while more:
-            tags, more = await self.page(repository, after=after, limit=_PAGE)
-            gone = await map_bounded(remove, tags, limit=self._reads_at_once)
-            removed += [tag for tag, was_removed in zip(tags, gone, strict=True) if was_removed]
-            after = tags[-1] if tags else ""
-        return tuple(removed)
+        # All at once: for a page, some stores look through all of them.
+        tags, _ = await self.page(repository, after="", limit=_ALL)
+        gone = await map_bounded(remove, tags, limit=self._reads_at_once)
+        return tuple(tag for tag, was_removed in zip(tags, gone, strict=True) if was_removed)
 
     async def page(self, repository: RepositoryName, *, after: str, limit: int) -> tuple[list[Tag], bool]:
         """Return up to `limit` tags in byte order after `after`, and whether more follow."""

@@ -496,24 +496,22 @@ async def _in_pieces(body: Body, take: Callable[[bytes], Awaitable[None]]) -> No
 
     Also the last ones of a client that left, or of a request that was cancelled: servers do that when a client leaves.
     """
-    pending: list[bytes] = []
-    size = 0
+    # One buffer: many tiny chunks would each cost more than they hold.
+    pending = bytearray()
     try:
         async for chunk in body:
-            pending.append(chunk)
-            size += len(chunk)
-            if size >= _PIECE:
-                piece = b"".join(pending)
+            pending += chunk
+            if len(pending) >= _PIECE:
+                piece = bytes(pending)
                 pending.clear()
-                size = 0
                 await take(piece)
     except (ClientLeft, trio.Cancelled):
         if pending:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS):
-                await take(b"".join(pending))
+                await take(bytes(pending))
         raise
     if pending:
-        await take(b"".join(pending))
+        await take(bytes(pending))
 
 
 def _busy(upload_id: str, offset: int) -> UploadOutOfOrder:

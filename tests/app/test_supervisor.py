@@ -239,7 +239,7 @@ def family(folder: Path, script: str) -> Generator[Family]:
         wait_for(lambda: not any(map(is_alive, found.noted())), "the end of the workers")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_ends_all_workers_and_is_a_success(tmp_path: Path, number: signal.Signals) -> None:
     with family(tmp_path, "run(serve, workers=3)") as running:
         workers = running.wait_for(3)
@@ -377,12 +377,14 @@ def test_workers_do_not_outlive_their_supervisor(tmp_path: Path) -> None:
         wait_for(lambda: not any(map(is_alive, workers)), "the end of the workers")
 
 
-def test_a_hangup_is_no_reason_to_end(tmp_path: Path) -> None:
+def test_workers_leave_the_signals_of_a_terminal_to_the_supervisor(tmp_path: Path) -> None:
     with family(tmp_path, "run(serve)") as running:
         workers = running.wait_for(2)
-        running.process.send_signal(signal.SIGHUP)
-        os.kill(workers[0], signal.SIGKILL)
-        running.wait_for(3)
+        for number in (signal.SIGINT, signal.SIGHUP):
+            os.kill(workers[0], number)
+        os.kill(workers[1], signal.SIGKILL)
+        (kept, _, _) = running.wait_for(3)
+        assert kept == workers[0]
         assert running.end() == 0
 
 

@@ -288,13 +288,19 @@ def test_keys_of_annotations_and_unknown_objects_may_differ_in_case_only() -> No
             "application/vnd.docker.distribution.manifest.v1+prettyjws",
         ),
         ({"layers": [], "Layers": []}, OCI_MANIFEST),
+        # What distribution takes and this registry would not.
+        ({"layers": 1}, OCI_MANIFEST),
+        ({"mediaType": DOCKER_LIST, "manifests": [{"size": 1}]}, DOCKER_LIST),
+        ({"manifests": [{"digest": "nonsense"}]}, OCI_INDEX),
+        ({"mediaType": 1, "annotations": {"a": None}}, OCI_MANIFEST),
+        ({"schemaVersion": 1, "config": {"mediaType": None}}, "application/vnd.docker.distribution.manifest.v1+prettyjws"),
     ],
 )
 def test_a_stored_manifest_is_of_the_type_that_its_bytes_tell(document: object, media_type: str) -> None:
     assert stored(document).media_type == media_type
 
 
-@pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b"{", b'{"layers": 1}'])
+@pytest.mark.parametrize("data", [b"", b"[]", b"\xff", b"{", b"1"])
 def test_stored_bytes_that_are_no_manifest_are_said_to_be_none(data: bytes) -> None:
     with pytest.raises(ManifestInvalid):
         stored(data)

@@ -228,10 +228,9 @@ def test_what_plugins_offer_is_put_together() -> None:
 
 
 def test_two_plugins_that_offer_the_same_name_are_both_named() -> None:
-    manager = managed(
-        first=plugin(register_drivers=lambda: {"same": DRIVER}),
-        second=plugin(register_drivers=lambda: {"same": DRIVER}),
-    )
+    manager = managed(first=plugin(register_drivers=lambda: {"same": DRIVER}))
+    record = manager.register(plugin(register_drivers=lambda: {"same": DRIVER}), "second")
+    assert record.error == "offers 'same' in register_drivers, and so does the plugin first"
     with pytest.raises(PluginError, match=r"second.*first.*same|first.*second.*same"):
         manager.drivers()
 

@@ -793,6 +793,46 @@ async def test_a_link_without_a_digest_keeps_no_manifest_from_being_deleted(regi
     assert (await registry(delete_manifest(digest))).tags == ("a",)
 
 
+async def test_a_referrer_with_a_descriptor_longer_than_a_manifest_is_listed(registry: Registry) -> None:
+    subject = Digest("a:b")
+    bare = index(subject={"mediaType": OCI_MANIFEST, "digest": subject, "size": 1}, annotations={"a": ""}, mediaType=None)
+    data = index(
+        subject={"mediaType": OCI_MANIFEST, "digest": subject, "size": 1},
+        annotations={"a": "x" * (MANIFEST_LIMIT - len(bare))},
+        mediaType=None,
+    )
+    assert len(data) == MANIFEST_LIMIT
+    await push_manifest(registry, data, media_type=OCI_INDEX)
+    listed = await registry(ListReferrers(repository=REPOSITORY, subject=subject))
+    assert [each.digest for each in listed.referrers] == [Digest.of(data)]
+
+
+async def test_a_damaged_entry_hides_no_other_referrer(registry: Registry, driver: Driver) -> None:
+    subject = Digest.of(b"subject")
+    damaged, other = await push_image(registry, subject=subject), await push_image(registry, subject=subject, salt="2")
+    await driver.write(f"{BASE}_referrers/sha256/{subject.encoded}/sha256/{damaged.encoded}", b"")
+    listed = await registry(ListReferrers(repository=REPOSITORY, subject=subject))
+    assert [each.digest for each in listed.referrers] == [other]
+
+
+async def test_tags_with_many_dashes_are_looked_at_once_each(driver: Driver) -> None:
+    log = Log()
+    registry = Registry(WatchedDriver(driver, log))
+    digest = await push_image(registry)
+    names = [f"{number:03}" + "-a" * 60 for number in range(60)]
+    for name in names:
+        await driver.write(current_key(name), digest.encode(), durable=False)
+    looks: list[str] = []
+
+    class Counting(WatchedDriver):
+        async def stat(self, key: str) -> Stat:
+            looks.append(key)
+            return await super().stat(key)
+
+    assert await tags(Registry(Counting(driver, log))) == names
+    assert len(looks) == len(names)
+
+
 async def test_what_is_no_digest_among_the_referrers_is_passed_over(registry: Registry, driver: Driver) -> None:
     subject = Digest.of(b"subject")
     referrer = await push_image(registry, subject=subject)
