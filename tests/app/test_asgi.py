@@ -108,6 +108,26 @@ async def test_a_client_that_leaves_in_the_middle_of_a_chunk_loses_nothing() -> 
     assert (await client.ask("PUT", f"{location}?digest={Digest.of(b'hello world')}")).status == 201
 
 
+async def test_a_client_that_falls_silent_holds_its_session_for_a_while_only(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    client = client_of()
+    location = await client.open_session("a")
+    async with client.conversation("PATCH", location, [("Content-Length", "1000")]) as conversation:
+        await conversation.send(b"hello")
+        await trio.sleep(3600)
+        assert (await client.ask("GET", location)).header("Range") == "0-4"
+        assert (await client.ask("PATCH", location, [("Content-Range", "5-10")], b" world")).status == 202
+        conversation.leave()
+    del autojump_clock
+
+
+async def test_what_a_terminal_would_obey_is_no_part_of_a_logged_user_agent() -> None:
+    asked = Asked(Registry(MemoryDriver()))
+    await client_of(asked).ask("GET", "/v2/", [("User-Agent", "curl\x1b[31m\x07")])
+    assert asked.operations[-1].origin.user_agent == "curl?[31m?"
+
+
 async def test_a_client_that_leaves_in_the_middle_of_the_closing_put_may_close_again() -> None:
     client = client_of()
     location = await client.open_session("a")

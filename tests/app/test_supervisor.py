@@ -247,6 +247,44 @@ def test_a_stop_ends_all_workers_and_is_a_success(tmp_path: Path, number: signal
         assert not any(map(is_alive, workers))
 
 
+def test_workers_that_hang_at_the_start_do_not_keep_it_from_failing(tmp_path: Path) -> None:
+    script = """
+supervisor._KILL_GRACE_SECONDS = 0.2
+
+def work(descriptors, ready):
+    note("begun")
+    if first():
+        while len(list(folder.glob("begun.*"))) < 2:
+            pass
+        raise ConfigurationError("no luck")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pause()
+
+run(work)
+"""
+    with family(tmp_path, script) as running:
+        assert running.process.wait(END_SECONDS) == 2
+        assert running.process.communicate()[1].startswith("moorage: no luck\n")
+        assert not any(map(is_alive, running.noted("begun")))
+
+
+def test_a_worker_that_hangs_at_the_start_does_not_keep_it_from_stopping(tmp_path: Path) -> None:
+    script = """
+supervisor._KILL_GRACE_SECONDS = 0.2
+
+def work(descriptors, ready):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    note("begun")
+    signal.pause()
+
+run(work, workers=1, drain=600.0)
+"""
+    with family(tmp_path, script) as running:
+        running.wait_for(1, "begun")
+        assert running.end() == 0
+        assert not any(map(is_alive, running.noted("begun")))
+
+
 def test_a_worker_that_is_killed_is_replaced_and_the_others_stay(tmp_path: Path) -> None:
     with family(tmp_path, "run(serve)") as running:
         gone, stays = running.wait_for(2)

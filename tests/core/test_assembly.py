@@ -26,6 +26,7 @@ from moorage import (
     ConfigurationError,
     Credentials,
     DeleteBlob,
+    Denied,
     Descriptor,
     Digest,
     Driver,
@@ -675,3 +676,46 @@ async def test_the_holder_of_a_closed_registry_is_followed_by_another(
         await trio.sleep(700)
         assert driver.most == 2
     del autojump_clock
+
+
+async def test_what_is_always_opened_needs_no_configuration(plugins: PluginManager) -> None:
+    class Closed:
+        def __init__(self, inner: Handler) -> None:
+            del inner
+
+        async def __call__(self, operation: Operation[R], /) -> R:
+            raise Denied(type(operation).__name__)
+
+    @asynccontextmanager
+    async def open_closed(options: NoOptions, inner: Handler) -> AsyncGenerator[Handler]:
+        del options
+        yield Closed(inner)
+
+    class Plugin:
+        @hookimpl
+        def register_middleware(self) -> Mapping[str, object]:
+            return {"closed": MiddlewareFactory(NoOptions, open_closed, always=True)}
+
+    assert plugins.register(Plugin(), "closed").error is None
+    async with open_registry(configured(plugins, {}), plugins) as opened:
+        with pytest.raises(Denied, match="Ping"):
+            await opened.handler(Ping())
+
+
+async def test_a_driver_that_fails_to_open_is_named_whatever_it_raises(plugins: PluginManager) -> None:
+    @asynccontextmanager
+    async def open_odd(options: NoOptions) -> AsyncGenerator[Driver]:
+        if isinstance(options, NoOptions):
+            raise ValueError("boom")
+        yield MemoryDriver()
+
+    class Plugin:
+        @hookimpl
+        def register_drivers(self) -> Mapping[str, object]:
+            return {"odd": DriverFactory(NoOptions, open_odd)}
+
+    assert plugins.register(Plugin(), "odd").error is None
+    configuration = load_configuration(None, {}, overrides={"storage": {"odd": None}}).configuration
+    with pytest.raises(ConfigurationError, match=r"storage\.odd: the driver odd failed .* ValueError: boom"):
+        async with open_registry(configuration, plugins):
+            pass

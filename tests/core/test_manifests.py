@@ -293,7 +293,10 @@ def test_keys_of_annotations_and_unknown_objects_may_differ_in_case_only() -> No
         ({"mediaType": DOCKER_LIST, "manifests": [{"size": 1}]}, DOCKER_LIST),
         ({"manifests": [{"digest": "nonsense"}]}, OCI_INDEX),
         ({"mediaType": 1, "annotations": {"a": None}}, OCI_MANIFEST),
-        ({"schemaVersion": 1, "config": {"mediaType": None}}, "application/vnd.docker.distribution.manifest.v1+prettyjws"),
+        (
+            {"schemaVersion": 1, "config": {"mediaType": None}},
+            "application/vnd.docker.distribution.manifest.v1+prettyjws",
+        ),
     ],
 )
 def test_a_stored_manifest_is_of_the_type_that_its_bytes_tell(document: object, media_type: str) -> None:

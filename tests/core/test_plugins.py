@@ -392,6 +392,51 @@ async def test_a_plugin_that_blocks_a_thread_fails_the_push_at_the_limit_and_is_
     assert await trio.to_thread.run_sync(finished.wait, 60)
 
 
+async def test_a_plugin_that_hangs_keeps_no_other_from_deciding_and_is_refused_at_once_in_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_plugins, "HOOK_SECONDS", 0.05)
+    released = threading.Event()
+    asked: list[None] = []
+
+    def hang() -> None:
+        asked.append(None)
+        released.wait(60)
+
+    manager = managed(slow=plugin(validate_manifest=hang), other=plugin(requires_reference=lambda: False))
+    try:
+        for _ in range(4):
+            with pytest.raises(InternalError, match="in time"):
+                await validate(manager)
+        assert await require(manager) is False
+        with pytest.raises(InternalError, match="the plugin slow has not ended"):
+            await validate(manager)
+        assert len(asked) == 4
+    finally:
+        released.set()
+    # When what it was asked has ended, it is asked again.
+    with trio.fail_after(60):
+        while True:
+            try:
+                assert await validate(manager) == ()
+            except InternalError:
+                await trio.lowlevel.checkpoint()
+            else:
+                break
+
+
+def test_a_factory_of_another_kind_is_refused_with_the_kind_that_is_meant() -> None:
+    record = PluginManager().register(plugin(register_middleware=lambda: {"x": DRIVER}), "odd")
+    assert record.error is not None
+    assert "not a name with a MiddlewareFactory" in record.error
+
+
+def test_a_module_without_hooks_is_said_to_have_none() -> None:
+    record = PluginManager().register(SimpleNamespace(validate_manifest=print), "forgetful")
+    assert record.error is not None
+    assert "is @hookimpl missing?" in record.error
+
+
 async def test_a_cancelled_push_is_cancelled_not_failed() -> None:
     with trio.CancelScope() as scope:
 

@@ -795,7 +795,9 @@ async def test_a_link_without_a_digest_keeps_no_manifest_from_being_deleted(regi
 
 async def test_a_referrer_with_a_descriptor_longer_than_a_manifest_is_listed(registry: Registry) -> None:
     subject = Digest("a:b")
-    bare = index(subject={"mediaType": OCI_MANIFEST, "digest": subject, "size": 1}, annotations={"a": ""}, mediaType=None)
+    bare = index(
+        subject={"mediaType": OCI_MANIFEST, "digest": subject, "size": 1}, annotations={"a": ""}, mediaType=None
+    )
     data = index(
         subject={"mediaType": OCI_MANIFEST, "digest": subject, "size": 1},
         annotations={"a": "x" * (MANIFEST_LIMIT - len(bare))},

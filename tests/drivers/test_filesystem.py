@@ -664,3 +664,23 @@ async def test_an_upload_whose_file_was_taken_away_fails_at_once(root: Path) -> 
         (root / "up/1/data").unlink()
         with pytest.raises(StoreUnavailable, match="taken away"):
             await upload.commit("a/b")
+
+
+async def test_a_symbolic_link_in_the_tree_is_no_obstacle(root: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    async with FilesystemDriver.open_root(str(root)) as driver:
+        (root / "a").mkdir()
+        (root / "a" / "linked").symlink_to(elsewhere)
+        await driver.write("a/linked/x/y", b"1")
+        await driver.delete("a/linked/x/y")
+        assert (root / "a" / "linked").is_symlink()
+        await driver.write("a/linked/x/y", b"2")
+        assert await driver.read("a/linked/x/y", limit=10) == b"2"
+
+
+async def test_a_root_that_cannot_be_written_is_told_at_once(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root.mkdir(exist_ok=True)
+    (root / "moorage").write_text("in the way")
+    async with FilesystemDriver.open_root(str(root)):
+        assert "only pulls will work" in caplog.text

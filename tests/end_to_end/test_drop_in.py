@@ -118,6 +118,22 @@ def test_content_of_one_is_served_byte_for_byte_by_the_other(root: Path, first: 
                 assert Repository(client, name).manifest(tag) == manifest
 
 
+def test_manifests_that_only_distribution_takes_are_served(both: tuple[Repository, Repository]) -> None:
+    old, new = both
+    config = {"mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest_of(b"{}"), "size": 2}
+    odd: list[dict[str, object]] = [
+        {"config": {key: value for key, value in config.items() if key != missing}, "layers": []}
+        for missing in ("size", "mediaType")
+    ]
+    odd += [{"config": config, "layers": [], "mediaType": None}, {"config": config, "annotations": {"a": None}}]
+    manifests = [json.dumps({"schemaVersion": 2, "mediaType": OCI_MANIFEST} | each).encode() for each in odd]
+    old.push(b"{}")
+    for manifest in manifests:
+        taken = old.put(digest_of(manifest), manifest)
+        assert taken.status_code == 201, taken.text
+        assert new.manifest(digest_of(manifest)) == manifest
+
+
 @BOTH_WAYS
 def test_what_one_deletes_is_gone_in_the_other(root: Path, first: Run, second: Run) -> None:
     numbers = random.Random(5)
