@@ -704,15 +704,15 @@ async def test_what_is_always_opened_needs_no_configuration(plugins: PluginManag
 
 async def test_a_driver_that_fails_to_open_is_named_whatever_it_raises(plugins: PluginManager) -> None:
     @asynccontextmanager
-    async def open_odd(options: NoOptions) -> AsyncGenerator[Driver]:
-        if isinstance(options, NoOptions):
+    async def open_odd(options: Marked) -> AsyncGenerator[Driver]:
+        if options.mark != "fine":
             raise ValueError("boom")
         yield MemoryDriver()
 
     class Plugin:
         @hookimpl
         def register_drivers(self) -> Mapping[str, object]:
-            return {"odd": DriverFactory(NoOptions, open_odd)}
+            return {"odd": DriverFactory(Marked, open_odd)}
 
     assert plugins.register(Plugin(), "odd").error is None
     configuration = load_configuration(None, {}, overrides={"storage": {"odd": None}}).configuration
