@@ -34,7 +34,6 @@ REDIRECTS = {301, 302, 303, 307, 308}
 REDIRECTS_OF_ANY_METHOD = {307, 308}
 MOST_REDIRECTS = 10
 UNAUTHORIZED = 401
-IDLE = 1.0
 WARNING = re.compile(r'299 - "(?:[^"\\]|\\.)*"')
 MOST_OF_ALL_WARNINGS = 4096
 
@@ -374,14 +373,13 @@ class Connection:
 
 
 @asynccontextmanager
-async def open_client(
-    url: str, *, username: str | None = None, password: str | None = None, connections: int = 32
-) -> AsyncGenerator[Client]:
+async def open_client(url: str, *, username: str | None = None, password: str | None = None) -> AsyncGenerator[Client]:
     """Open a client for the registry at a URL (`http://host:port`), with basic credentials if there are any."""
     credentials = None if username is None else _Credentials(username, password or "")
     headers = {"Accept-Encoding": "identity", "User-Agent": "moorage-conformance"}
-    # Idle connections are given up before a registry does so, or a request could meet a closing one.
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=connections, keepalive_expiry=IDLE)
+    # A connection for each request: a registry may close one after any answer, for instance when it left a body unread,
+    # and the next request on it would fail through no fault of either.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     # Times are bounded per case, by the runner.
     async with httpx.AsyncClient(headers=headers, timeout=None, limits=limits, trust_env=False) as http:  # noqa: S113 - above
         yield Client(url, http, credentials)
