@@ -16,7 +16,6 @@ import errno
 import fcntl
 import logging
 import os
-import re
 import secrets
 import stat as stat_modes
 import time
@@ -55,12 +54,13 @@ from moorage import (
     check_key,
 )
 
+from ._files import keys_below, remove_if_empty, remove_tree, sync_directory, write_all
+
 T = TypeVar("T")
 
 _log = logging.getLogger("moorage.filesystem")
 
 _CHUNK = 512 << 10
-_COMPONENT = re.compile(r"[A-Za-z0-9._:@+=-]{1,255}", re.ASCII)
 _LOCKS = 256
 _OWN = "moorage"
 _STALE_SECONDS = 24 * 3600
@@ -133,7 +133,7 @@ class FilesystemDriver(Driver):
                     if now - entry.stat(follow_symlinks=False).st_mtime > _STALE_SECONDS:
                         os.unlink(entry.path)
             with self._temporary_file() as (descriptor, _):
-                _write_all(descriptor, b"probe")
+                write_all(descriptor, b"probe")
         except OSError as error:
             _log.warning("%s cannot be written to: %s; only pulls will work", self.root, error.strerror or error)
 
@@ -250,7 +250,7 @@ class FilesystemDriver(Driver):
 
         def scan() -> Listing:
             entries: list[Entry] = []
-            for key in _keys(folder, prefix, after, deep=not delimiter, skip=_OWN if not prefix else ""):
+            for key in keys_below(folder, prefix, after, deep=not delimiter, skip=_OWN if not prefix else ""):
                 if len(entries) == limit:
                     return Listing(tuple(entries), more=True)
                 entries.append(Entry(key))
@@ -275,7 +275,7 @@ class FilesystemDriver(Driver):
 
             def whole() -> None:
                 with self._temporary_file() as (descriptor, temporary):
-                    _write_all(descriptor, data)
+                    write_all(descriptor, data)
                     self.place(descriptor, temporary, key, path, condition, durable=durable)
 
             await self.in_thread("write", key, whole)
@@ -289,7 +289,7 @@ class FilesystemDriver(Driver):
         descriptor, temporary = await self.in_thread("write", key, manager.__enter__)
         try:
             async for chunk in chunks:
-                await self.in_thread("write", key, partial(_write_all, descriptor, chunk))
+                await self.in_thread("write", key, partial(write_all, descriptor, chunk))
             await self.in_thread(
                 "write", key, lambda: self.place(descriptor, temporary, key, path, condition, durable=durable)
             )
@@ -338,7 +338,7 @@ class FilesystemDriver(Driver):
                 # No directory yet, or somebody has just removed it as empty.
                 self._make_directory(parent)
             except IsADirectoryError:
-                if not _remove_if_empty(path):
+                if not remove_if_empty(path):
                     raise
             else:
                 if durable:
@@ -390,7 +390,7 @@ class FilesystemDriver(Driver):
 
     def _sync_directories(self, directory: str) -> None:
         """Sync `directory`, and those above it that are not known to be on disk."""
-        _sync_directory(directory)
+        sync_directory(directory)
         while directory != self.root:
             try:
                 inode = os.stat(directory).st_ino
@@ -400,7 +400,7 @@ class FilesystemDriver(Driver):
             if self._on_disk.get(directory) == inode:
                 return
             parent = os.path.dirname(directory)
-            _sync_directory(parent)
+            sync_directory(parent)
             if len(self._on_disk) >= _KNOWN_DIRECTORIES:
                 self._on_disk.clear()
             self._on_disk[directory] = inode
@@ -421,7 +421,7 @@ class FilesystemDriver(Driver):
                     continue
                 left = self._prune(os.path.dirname(path))
                 if durable:
-                    _sync_directory(left)
+                    sync_directory(left)
 
         await self.in_thread("delete", keys[0] if keys else "", remove)
 
@@ -430,16 +430,16 @@ class FilesystemDriver(Driver):
         folder = self.path_of(prefix.rstrip("/"))
 
         def remove() -> None:
-            _remove_tree(folder)
+            remove_tree(folder)
             left = self._prune(os.path.dirname(folder))
             if durable:
-                _sync_directory(left)
+                sync_directory(left)
 
         await self.in_thread("delete", prefix, remove)
 
     def _prune(self, directory: str) -> str:
         """Remove `directory` and those above it while they are empty; return the first that is not."""
-        while directory != self.root and _remove_if_empty(directory):
+        while directory != self.root and remove_if_empty(directory):
             self._on_disk.pop(directory, None)
             directory = os.path.dirname(directory)
         return directory
@@ -560,7 +560,7 @@ class _FileUpload(Upload):
 
     def _append(self, data: bytes) -> None:
         self._drop_beyond()
-        _write_all(self._descriptor, data, self.offset)
+        write_all(self._descriptor, data, self.offset)
 
     def _drop_beyond(self) -> None:
         """Drop what an earlier request wrote beyond the bytes that were acknowledged."""
@@ -604,78 +604,3 @@ def _is_at(held: os.stat_result, path: str) -> bool:
         return os.path.samestat(held, os.stat(path))
     except OSError:
         return False
-
-
-def _write_all(descriptor: int, data: bytes, offset: int | None = None) -> None:
-    """Write all of `data`, at `offset` or where the file stands."""
-    view = memoryview(data)
-    while view:
-        count = os.write(descriptor, view) if offset is None else os.pwrite(descriptor, view, offset)
-        view = view[count:]
-        if offset is not None:
-            offset += count
-
-
-def _sync_directory(directory: str) -> None:
-    try:
-        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        # Removed meanwhile as empty, so what was put there has been deleted since.
-        return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove_if_empty(directory: str) -> bool:
-    try:
-        os.rmdir(directory)
-    except FileNotFoundError:
-        return True
-    except OSError:
-        # Not empty, a mount point, a symbolic link, or above it nothing may be changed: it stays.
-        return False
-    return True
-
-
-def _remove_tree(folder: str) -> None:
-    """Remove `folder` and all below it; what others add or remove meanwhile is no error."""
-    for _ in range(_TRIES):
-        try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        _remove_tree(entry.path)
-                    else:
-                        with suppress(FileNotFoundError):
-                            os.unlink(entry.path)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        if _remove_if_empty(folder):
-            return
-
-
-def _keys(folder: str, prefix: str, after: str, *, deep: bool, skip: str) -> Generator[str]:
-    """Give the keys below `folder`, whose own key is `prefix`, in byte order after `after`; directories too if not deep.
-
-    A directory sorts as its name with a slash, as the keys below it do.
-    """
-    try:
-        with os.scandir(folder) as found:
-            # What others put there under a name that no key may have is none of the store's.
-            names = sorted(
-                entry.name + "/" if entry.is_dir() else entry.name
-                for entry in found
-                if entry.name != skip and _COMPONENT.fullmatch(entry.name)
-            )
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    for name in names:
-        key = prefix + name
-        if key <= after and not (deep and after.startswith(key) and name.endswith("/")):
-            continue
-        if deep and name.endswith("/"):
-            yield from _keys(f"{folder}/{name[:-1]}", key, after, deep=True, skip="")
-        else:
-            yield key

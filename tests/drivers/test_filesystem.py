@@ -25,7 +25,7 @@ from moorage import (
     UploadBusy,
     UploadGone,
 )
-from moorage_drivers import filesystem
+from moorage_drivers import _files, filesystem
 from moorage_drivers.filesystem import FilesystemDriver
 
 
@@ -456,13 +456,13 @@ async def test_a_folder_that_is_made_anew_is_synced_anew(driver: FilesystemDrive
 async def test_a_write_that_others_remove_before_it_is_synced_is_no_failure(
     driver: FilesystemDriver, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sync = filesystem._sync_directory
+    sync = _files.sync_directory
 
     def removed_by_others(directory: str) -> None:
         sync(directory)
         shutil.rmtree(root / "a", ignore_errors=True)
 
-    monkeypatch.setattr(filesystem, "_sync_directory", removed_by_others)
+    monkeypatch.setattr(filesystem, "sync_directory", removed_by_others)
     await driver.write("a/b/c", b"x")
     with pytest.raises(KeyUnknown):
         await driver.stat("a/b/c")

@@ -1,0 +1,89 @@
+"""Steps on files and directories, as a system has them: synchronous, plain paths, errors of the system's own.
+
+What others do to the same tree meanwhile, another process of ours for instance, is expected and no error.
+"""
+
+import os
+import re
+from collections.abc import Generator
+from contextlib import suppress
+
+_COMPONENT = re.compile(r"[A-Za-z0-9._:@+=-]{1,255}", re.ASCII)
+_TRIES = 100
+
+
+def write_all(descriptor: int, data: bytes, offset: int | None = None) -> None:
+    """Write all of `data`, at `offset` or where the file stands."""
+    view = memoryview(data)
+    while view:
+        count = os.write(descriptor, view) if offset is None else os.pwrite(descriptor, view, offset)
+        view = view[count:]
+        if offset is not None:
+            offset += count
+
+
+def sync_directory(directory: str) -> None:
+    """Put the names in `directory` on disk, if it is still there."""
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        # Removed meanwhile as empty, so what was put there has been deleted since.
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_if_empty(directory: str) -> bool:
+    """Remove `directory` if that can be; return whether it is gone."""
+    try:
+        os.rmdir(directory)
+    except FileNotFoundError:
+        return True
+    except OSError:
+        # Not empty, a mount point, a symbolic link, or above it nothing may be changed: it stays.
+        return False
+    return True
+
+
+def remove_tree(folder: str) -> None:
+    """Remove `folder` and all below it; what others add or remove meanwhile is no error."""
+    for _ in range(_TRIES):
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        remove_tree(entry.path)
+                    else:
+                        with suppress(FileNotFoundError):
+                            os.unlink(entry.path)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        if remove_if_empty(folder):
+            return
+
+
+def keys_below(folder: str, prefix: str, after: str, *, deep: bool, skip: str) -> Generator[str]:
+    """Give the keys below `folder`, whose own key is `prefix`, in byte order after `after`; directories too if not deep.
+
+    A directory sorts as its name with a slash, as the keys below it do.
+    """
+    try:
+        with os.scandir(folder) as found:
+            # What others put there under a name that no key may have is none of the store's.
+            names = sorted(
+                entry.name + "/" if entry.is_dir() else entry.name
+                for entry in found
+                if entry.name != skip and _COMPONENT.fullmatch(entry.name)
+            )
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for name in names:
+        key = prefix + name
+        if key <= after and not (deep and after.startswith(key) and name.endswith("/")):
+            continue
+        if deep and name.endswith("/"):
+            yield from keys_below(f"{folder}/{name[:-1]}", key, after, deep=True, skip="")
+        else:
+            yield key
