@@ -10,9 +10,14 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from moorage import Driver, Registry
 from stores import Store, new_store
+
+# Tests judge what is done, not how quickly on a busy machine; hypothesis would fail an example that is slow.
+settings.register_profile("moorage", settings.get_profile("ci" if os.environ.get("CI") else "default"), deadline=None)
+settings.load_profile("moorage")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
