@@ -83,7 +83,7 @@ async def repositories(driver: Driver, *, part: str, after: str = "") -> AsyncGe
 
 
 async def _walk(driver: Driver, parent: str, *, part: str, after: str) -> AsyncGenerator[str]:
-    names = [parent + child for child in await _children(driver, layout.REPOSITORIES + parent) if child[0] != "_"]
+    names = [parent + child for child in await children(driver, layout.REPOSITORIES + parent) if child[0] != "_"]
     for place in sorted([*names, *(name + "/" for name in names)]):
         if not place.endswith("/"):
             if place > after and await is_below(driver, f"{layout.REPOSITORIES}{place}/{part}/"):
@@ -94,12 +94,13 @@ async def _walk(driver: Driver, parent: str, *, part: str, after: str) -> AsyncG
                     yield name
 
 
-async def _children(driver: Driver, prefix: str) -> Sequence[str]:
-    children: list[str] = []
+async def children(driver: Driver, prefix: str) -> Sequence[str]:
+    """Return the names of all directories right below `prefix`, in the store's order."""
+    found: list[str] = []
     position = ""
     while True:
         listing = await driver.list(prefix, after=position, delimiter="/")
-        children += [entry.key[len(prefix) : -1] for entry in listing.entries if entry.key.endswith("/")]
+        found += [entry.key[len(prefix) : -1] for entry in listing.entries if entry.key.endswith("/")]
         if not listing.more:
-            return children
+            return found
         position = listing.entries[-1].key

@@ -346,7 +346,9 @@ class PluginManager:
         function = implementation.function
         plugin = implementation.plugin_name
         # Its own, so that one that hangs keeps no other from deciding.
-        threads = self._threads.setdefault(plugin, _HookThreads())
+        threads = self._threads.get(plugin)
+        if threads is None:
+            threads = self._threads[plugin] = _HookThreads()
         if threads.left_behind >= _HOOK_THREADS:
             raise InternalError(f"the plugin {plugin} has not ended what it was asked before")
         try:

@@ -38,7 +38,7 @@ from ._errors import (
     UploadOutOfOrder,
     UploadUnknown,
 )
-from ._listing import repositories
+from ._listing import children, repositories
 from ._manifests import encode_json
 from ._names import RepositoryName
 from ._operations import AppendUpload, Body, CommitUpload, PushBlob
@@ -239,7 +239,7 @@ class Uploads:
         count = 0
         async with aclosing(repositories(self._driver, part="_uploads")) as found:
             async for repository in found:
-                for upload_id in await self._sessions(repository):
+                for upload_id in await children(self._driver, layout.uploads(repository)):
                     if await self._touched(repository, upload_id) >= older_than:
                         continue
                     count += 1
@@ -255,17 +255,6 @@ class Uploads:
             await self.remove(repository, upload_id)
         except UploadOutOfOrder:
             _log.info("upload %s of %s is in use after all", upload_id, repository)
-
-    async def _sessions(self, repository: RepositoryName) -> list[str]:
-        prefix = layout.uploads(repository)
-        found: list[str] = []
-        position = ""
-        while True:
-            listing = await self._driver.list(prefix, after=position, delimiter="/")
-            found += [entry.key[len(prefix) : -1] for entry in listing.entries if entry.key.endswith("/")]
-            if not listing.more:
-                return found
-            position = listing.entries[-1].key
 
     async def _touched(self, repository: RepositoryName, upload_id: str) -> float:
         """Return when something last happened to a session; it began then, or its state or bytes were written."""

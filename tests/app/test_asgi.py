@@ -20,7 +20,7 @@ from hypercorn.typing import (
     WebsocketScope,
 )
 
-from asgi_client import CODES, EMPTY, Conversation, client_of, image, scope_of
+from asgi_client import EMPTY, Conversation, client_of, image, scope_of
 from moorage import (
     MANIFEST_LIMIT,
     OCI_MANIFEST,
@@ -36,6 +36,7 @@ from moorage import (
     StoreUnavailable,
 )
 from moorage_app.asgi import Application, RequestBody, Settings
+from moorage_conformance.registry.expect import CODES
 
 BLOB = bytes(range(256)) * 1024
 DIGEST = Digest.of(BLOB)

@@ -10,8 +10,9 @@ from contextlib import closing
 import pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
-from asgi_client import CODES, CONFIG_TYPE, EMPTY, descriptor, image
+from asgi_client import CONFIG_TYPE, EMPTY, descriptor, image
 from moorage import MANIFEST_LIMIT, OCI_INDEX, OCI_MANIFEST, Digest, encode_json
+from moorage_conformance.registry.expect import CODES
 from servers import END_SECONDS, Server, configured, wait_for
 
 SHA = Digest.of(b"hello world")

@@ -11,7 +11,6 @@ import trio
 from hypothesis import given, strategies as st
 
 from asgi_client import (
-    CODES,
     CONFIG_TYPE,
     EMPTY,
     LAYER_TYPE,
@@ -44,6 +43,7 @@ from moorage import (
 from moorage_app.asgi import Settings
 from moorage_app.replies import respond_error
 from moorage_app.routes import Limits
+from moorage_conformance.registry.expect import CODES
 
 BLOB = bytes(range(200))
 BLOB_DIGEST = Digest.of(BLOB)

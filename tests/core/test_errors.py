@@ -20,24 +20,7 @@ from moorage import (
     UploadOutOfOrder,
     _errors,
 )
-
-# "Error Codes" of the distribution spec; a 4xx with a JSON body may carry no other.
-CODES = {
-    "BLOB_UNKNOWN",
-    "BLOB_UPLOAD_INVALID",
-    "BLOB_UPLOAD_UNKNOWN",
-    "DIGEST_INVALID",
-    "MANIFEST_BLOB_UNKNOWN",
-    "MANIFEST_INVALID",
-    "MANIFEST_UNKNOWN",
-    "NAME_INVALID",
-    "NAME_UNKNOWN",
-    "SIZE_INVALID",
-    "UNAUTHORIZED",
-    "DENIED",
-    "UNSUPPORTED",
-    "TOOMANYREQUESTS",
-}
+from moorage_conformance.registry.expect import CODES
 
 
 def classes(base: type[Exception]) -> list[type[Exception]]:
