@@ -4,13 +4,13 @@
     app           moorage_app           ASGI, server, command line; finds plugins, does not import them
     middleware    moorage_middleware    handlers around the registry, and rules
     drivers       moorage_drivers       stores
-    core          moorage               this: the standard library, trio, pluggy, msgspec and yaml below it
+    core          moorage               this: the standard library, trio, pluggy, msgspec, yaml and re2 below it
 
 Imports point downward, within the core too, in this order:
 
     _errors  _digests  _names  _manifests  _driver  _memory  _operations  _decisions  _layout  _concurrency  _listing
-    _links  _tags  _referrers  _uploads  _registry  _hooks  _plugins  _yaml  _document  _settings  _environment
-    _configuration  _assembly
+    _links  _tags  _referrers  _uploads  _registry  _hooks  _patterns  _rules  _watch  _calls  _judging  _plugins  _yaml
+    _document  _settings  _environment  _configuration  _assembly
 """
 
 from ._assembly import OpenedRegistry, check_options, claimed_sections, open_registry
@@ -23,7 +23,7 @@ from ._configuration import (
     configuration_schema,
     load_configuration,
 )
-from ._decisions import ReadOnlyView
+from ._decisions import ReadOnlyView, Requirement
 from ._digests import CANONICAL, Digest, Hasher, open_hasher, resume_hasher
 from ._driver import (
     Absent,
@@ -90,6 +90,7 @@ from ._hooks import (
     hookimpl,
     hookspec,
 )
+from ._judging import Judging, RuleEntry, Verdict, objection
 from ._manifests import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -149,8 +150,10 @@ from ._operations import (
     UploadOpened,
     UploadProgress,
 )
+from ._patterns import Glob, Regex
 from ._plugins import PluginError, PluginManager, PluginRecord
 from ._registry import BLOB_MEDIA_TYPE, TAGS_LIMIT, Registry
+from ._rules import InForce, Mode, Scopes, scoped
 
 __all__ = [
     "BLOB_MEDIA_TYPE",
@@ -199,9 +202,12 @@ __all__ = [
     "DriverVerb",
     "Entry",
     "FileRange",
+    "Glob",
     "Handler",
     "Hasher",
+    "InForce",
     "InternalError",
+    "Judging",
     "KeyInvalid",
     "KeyUnknown",
     "ListReferrers",
@@ -218,6 +224,7 @@ __all__ = [
     "Match",
     "MemoryDriver",
     "MiddlewareFactory",
+    "Mode",
     "MountBlob",
     "NameInvalid",
     "NameUnknown",
@@ -246,11 +253,15 @@ __all__ = [
     "Reference",
     "ReferrerList",
     "Refused",
+    "Regex",
     "Registry",
     "RegistryError",
     "RepositoryList",
     "RepositoryName",
+    "Requirement",
     "Rule",
+    "RuleEntry",
+    "Scopes",
     "SizeInvalid",
     "Stat",
     "StatUpload",
@@ -278,6 +289,7 @@ __all__ = [
     "UploadOutOfOrder",
     "UploadProgress",
     "UploadUnknown",
+    "Verdict",
     "check_key",
     "check_options",
     "claimed_sections",
@@ -287,6 +299,7 @@ __all__ = [
     "hookspec",
     "load_configuration",
     "map_bounded",
+    "objection",
     "open_hasher",
     "open_registry",
     "parse_descriptor",
@@ -294,4 +307,5 @@ __all__ = [
     "parse_reference",
     "parse_stored",
     "resume_hasher",
+    "scoped",
 ]

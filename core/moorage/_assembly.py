@@ -18,9 +18,11 @@ from ._configuration import Configuration, ConfigurationError, UploadPurging, di
 from ._driver import Driver
 from ._errors import DriverError, RegistryError, Unauthorized
 from ._hooks import Authenticator, MiddlewareFactory, Rule, StorageMiddlewareFactory
+from ._judging import RuleEntry
 from ._operations import Handler, Operation, R
 from ._plugins import PluginManager
 from ._registry import Registry
+from ._rules import Scopes, scoped
 from ._yaml import Key
 
 _log = logging.getLogger("moorage.assembly")
@@ -70,13 +72,13 @@ class _Authenticated:
         return await self._inner(msgspec.structs.replace(operation, caller=caller))
 
 
-def claimed_sections(plugins: PluginManager) -> frozenset[str]:
-    """Return the sections of a configuration, as dotted paths, that some plugin answers for."""
-    sections = {factory.section for factory in plugins.middleware().values()}
-    sections |= {rule.section for rule in plugins.rules().values()}
-    sections |= {f"auth.{name}" for name in plugins.authenticators()}
-    sections |= {f"middleware.storage.{name}" for name in plugins.storage_middleware()}
-    return frozenset(section for section in sections if section)
+def claimed_sections(plugins: PluginManager) -> dict[str, type[msgspec.Struct]]:
+    """Return the sections of a configuration, as dotted paths, that some plugin answers for, with the options it reads."""
+    claimed = {factory.section: factory.options for factory in plugins.middleware().values() if factory.section}
+    claimed |= {rule.section: scoped(rule.options) for rule in plugins.rules().values() if rule.section}
+    claimed |= {f"auth.{name}": factory.options for name, factory in plugins.authenticators().items()}
+    around = plugins.storage_middleware()
+    return claimed | {f"middleware.storage.{name}": factory.options for name, factory in around.items()}
 
 
 def check_options(configuration: Configuration, plugins: PluginManager) -> None:
@@ -94,7 +96,7 @@ def check_options(configuration: Configuration, plugins: PluginManager) -> None:
     for name, factory in _configured(configuration, middleware):
         configuration.decode(_section(name, factory), factory.options)
     for name, rule in _configured(configuration, rules):
-        configuration.decode(_section(name, rule), rule.options)
+        _options(configuration, name, rule)
     name = configuration.auth.type
     if name != "none":
         offered = _offered(configuration, plugins, "authenticator", ("auth", name), name, plugins.authenticators())
@@ -168,16 +170,29 @@ async def _open_driver(configuration: Configuration, plugins: PluginManager, sta
 
 
 async def _open_rules(configuration: Configuration, plugins: PluginManager, stack: AsyncExitStack) -> None:
-    opened: list[tuple[str, Rule[msgspec.Struct], object]] = []
+    """Take the configured rules into use, each entry of their options for itself."""
+    opened: list[tuple[str, str, RuleEntry, object]] = []
     for name, rule in _configured(configuration, plugins.rules()):
-        options = configuration.decode(_section(name, rule), rule.options)
-        opened.append((name, rule, await stack.enter_async_context(rule.open(options))))
+        section = _section(name, rule)
+        scopes = Scopes(_options(configuration, name, rule))
+        for each in scopes.entries:
+            judge = await stack.enter_async_context(rule.open(each.options))
+            place = section if each.position == len(scopes.entries) - 1 else f"{section}.rules[{each.position}]"
+            opened.append((name, place, RuleEntry(name, scopes, each.position), judge))
     # pluggy calls last what was registered first.
-    for name, rule, judge in reversed(opened):
-        record = plugins.register(judge, f"rule {name}")
-        stack.callback(plugins.unregister, f"rule {name}")
+    for name, place, entry, judge in reversed(opened):
+        record = plugins.register(judge, place, entry=entry)
+        stack.callback(plugins.unregister, place)
         if record.error:
-            raise ConfigurationError(f"{_section(name, rule)}: the rule {name} cannot be used: {record.error}")
+            raise ConfigurationError(f"{place}: the rule {name} cannot be used: {record.error}")
+
+
+def _options(configuration: Configuration, name: str, rule: Rule[msgspec.Struct]) -> msgspec.Struct:
+    """Return the options of a rule that is in use."""
+    if rule.when_disabled is not None and configuration.switched_off(_section(name, rule)):
+        return rule.when_disabled
+    options: type[msgspec.Struct] = scoped(rule.options)
+    return configuration.decode(_section(name, rule), options)
 
 
 async def _wrap(
@@ -214,11 +229,7 @@ def _configured(configuration: Configuration, offered: Mapping[str, W]) -> list[
 
     What has a section comes first, then that of `plugins:` in its own order, then what nobody named.
     """
-    by_section = [
-        (name, factory)
-        for name, factory in offered.items()
-        if factory.section and (factory.always or configuration.section(factory.section) is not None)
-    ]
+    by_section = [(name, factory) for name, factory in offered.items() if _has_section(configuration, factory)]
     by_name = [(name, offered[name]) for name in configuration.plugins if name in offered and not offered[name].section]
     named = {name for name, _ in by_name}
     always = [
@@ -227,6 +238,17 @@ def _configured(configuration: Configuration, offered: Mapping[str, W]) -> list[
         if factory.always and not factory.section and name not in named
     ]
     return by_section + by_name + always
+
+
+def _has_section(
+    configuration: Configuration, factory: MiddlewareFactory[msgspec.Struct] | Rule[msgspec.Struct]
+) -> bool:
+    """Return whether `factory` has a section of its own and is to be opened for what is, or is not, written there."""
+    if factory.section is None:
+        return False
+    if isinstance(factory, Rule) and configuration.switched_off(factory.section):
+        return factory.when_disabled is not None
+    return factory.always or configuration.section(factory.section) is not None
 
 
 def _offered(

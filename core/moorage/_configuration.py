@@ -173,6 +173,19 @@ class Configuration(Sections, frozen=True, kw_only=True):
         """
         return self.document.decode(type_, tuple(path.split(".")))
 
+    def switched_off(self, path: str) -> bool:
+        """Tell whether a section around the one at a dotted path says ``disabled: true``.
+
+        The old ``enabled: true`` beside it wins, as in distribution.
+        """
+        parts = path.split(".")
+        for length in range(1, len(parts)):
+            around = tuple(parts[:length])
+            says = {name: unwrapped(self.document.find((*around, name))) for name in ("disabled", "enabled")}
+            if says["disabled"] is True and says["enabled"] is not True:
+                return True
+        return False
+
     def shown(self) -> dict[str, object]:
         """Give the configuration in effect under distribution's keys, with each secret replaced by ``***``."""
         written = cast(
@@ -246,7 +259,7 @@ def load_configuration(
     *,
     defaults: Mapping[str, object] | None = None,
     overrides: Mapping[str, object] | None = None,
-    claimed: Collection[str] = (),
+    claimed: Mapping[str, type[Struct]] | None = None,
 ) -> LoadedConfiguration:
     """Load a configuration.
 
@@ -260,14 +273,15 @@ def load_configuration(
         defaults: A tree of settings below all that is written.
         overrides: Settings above all that is written, by dotted path: ``{"http.addr": ":5000"}``; None is a flag that was
             not given.
-        claimed: Dotted paths of sections that plugins answer for. These are neither refused nor said to have no effect, and
-            may have keys of the plugin's own, which `Configuration.decode` checks.
+        claimed: Dotted paths of sections that plugins answer for, with the options they read. These are neither refused nor
+            said to have no effect, and may have keys of the plugin's own, which `Configuration.decode` checks.
 
     Raises:
         ConfigurationError: The configuration cannot be used; one sentence says where, what was found and what is allowed.
     """
     document = Document("configuration", {}) if path is None else read_document(path)
-    spared = [tuple(each.split(".")) for each in claimed]
+    claimed = claimed or {}
+    spared: dict[Key, type[Struct]] = {tuple(path.split(".")): options for path, options in claimed.items()}
     warnings = list(apply_environment(document, Written, environ, spared=spared))
     for name in ("storage", "auth"):
         _write_out(document, name)
@@ -413,7 +427,7 @@ def _auth(document: Document) -> Auth:
     return Auth(type=types[0], options=document.decode(dict[str, object], ("auth", types[0])))
 
 
-def _refuse_what_is_unsafe_to_ignore(configuration: Configuration, claimed: Collection[str]) -> None:
+def _refuse_what_is_unsafe_to_ignore(configuration: Configuration, claimed: Mapping[str, type[Struct]]) -> None:
     document = configuration.document
     refused = dict(_REFUSED)
     if configuration.auth.type != "none":
@@ -426,7 +440,7 @@ def _refuse_what_is_unsafe_to_ignore(configuration: Configuration, claimed: Coll
             raise document.error(key, f"not supported by this version; refusing to start {instead}{suffix}")
 
 
-def _without_effect(configuration: Configuration, claimed: Collection[str]) -> Iterator[Key]:
+def _without_effect(configuration: Configuration, claimed: Mapping[str, type[Struct]]) -> Iterator[Key]:
     for kind in ("registry", "repository", "storage"):
         entries: tuple[MiddlewareEntry, ...] = getattr(configuration.middleware, kind)
         for entry in entries:
@@ -437,7 +451,7 @@ def _without_effect(configuration: Configuration, claimed: Collection[str]) -> I
         yield from _unclaimed(key, configuration.document.find(key), claimed)
 
 
-def _unclaimed(key: tuple[str, ...], value: Plain, claimed: Collection[str]) -> Iterator[Key]:
+def _unclaimed(key: tuple[str, ...], value: Plain, claimed: Mapping[str, type[Struct]]) -> Iterator[Key]:
     path = ".".join(key)
     if not _says_something(value) or _is_claimed(path, claimed):
         return
@@ -448,7 +462,7 @@ def _unclaimed(key: tuple[str, ...], value: Plain, claimed: Collection[str]) -> 
         yield key
 
 
-def _is_claimed(path: str, claimed: Collection[str]) -> bool:
+def _is_claimed(path: str, claimed: Mapping[str, type[Struct]]) -> bool:
     return any(path == each or path.startswith(each + ".") for each in claimed)
 
 

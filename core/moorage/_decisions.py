@@ -2,9 +2,18 @@
 
 from typing import Protocol
 
+import msgspec
+
 from ._errors import Unsupported
 from ._manifests import Descriptor, Manifest
 from ._operations import Handler, Operation, PushManifest, R
+
+
+class Requirement(msgspec.Struct, frozen=True):
+    """Whether something that is missing must be there, and what the client's user is told if not."""
+
+    required: bool
+    warnings: tuple[str, ...] = ()
 
 
 class Decisions(Protocol):
@@ -16,7 +25,7 @@ class Decisions(Protocol):
 
     async def requires_reference(
         self, push: PushManifest, manifest: Manifest, descriptor: Descriptor, registry: Handler
-    ) -> bool:
+    ) -> Requirement:
         """Return whether the missing `descriptor` must be there."""
         ...
 
@@ -31,10 +40,10 @@ class NoDecisions:
 
     async def requires_reference(
         self, push: PushManifest, manifest: Manifest, descriptor: Descriptor, registry: Handler
-    ) -> bool:
+    ) -> Requirement:
         """Require everything."""
         del push, manifest, descriptor, registry
-        return True
+        return Requirement(required=True)
 
 
 class ReadOnlyView:

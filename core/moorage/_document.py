@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Hashable
 from functools import cache
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Final, Protocol, TypeVar, cast
 
 from msgspec import inspect
 
@@ -34,6 +34,22 @@ from ._yaml import (
 T = TypeVar("T")
 
 LARGEST_DOCUMENT: Final = 1 << 20
+
+
+class SettingType(Protocol):
+    """A class whose values settings hold as something plainer, such as a pattern, which they hold as text."""
+
+    setting_schema: dict[str, object]
+    """JSON Schema of what `from_setting` takes."""
+
+    @classmethod
+    def from_setting(cls, value: object) -> object:
+        """Give the value that a setting stands for.
+
+        Raises:
+            ValueError: It stands for none; the text says what is allowed.
+        """
+        ...
 
 
 def read_document(path: Path) -> "Document":
@@ -130,7 +146,8 @@ class Document:
         """Check the value at a key against a type and give it as that type; nothing there gives the defaults.
 
         Understood are msgspec Structs, the plain types, tuples, lists, sets and mappings of them, literals, enumerations
-        and alternatives, with msgspec's limits. A Struct's keys other than its fields are errors.
+        and alternatives, with msgspec's limits, and classes like `SettingType`. A Struct's keys other than its fields are
+        errors.
 
         Args:
             type_: What to give.
@@ -244,6 +261,12 @@ class _Check:
     def _scalar(self, info: inspect.Type, value: Plain, key: Key) -> object:
         if is_anything(info):
             return unwrapped(value)
+        if (setting := setting_type(info)) is not None:
+            try:
+                # A plain 1.21 is a number to YAML and text to whoever writes patterns.
+                return setting.from_setting(str(value) if isinstance(value, Bare) else unwrapped(value))
+            except ValueError as error:
+                raise self._document.error(key, f"found {found(value, key)}; allowed is {error}") from None
         meaning = value.value if isinstance(value, Bare) else value
         match info:
             case inspect.BoolType() if isinstance(meaning, bool):
@@ -274,6 +297,13 @@ class _Check:
 def is_anything(info: inspect.Type) -> bool:
     """Tell whether a type is `object`: free content."""
     return isinstance(info, inspect.AnyType) or (isinstance(info, inspect.CustomType) and info.cls is object)
+
+
+def setting_type(info: inspect.Type) -> type[SettingType] | None:
+    """Give the class of a type that reads its own settings, or None if it does not."""
+    if isinstance(info, inspect.CustomType) and hasattr(info.cls, "from_setting"):
+        return cast("type[SettingType]", info.cls)  # as just looked at
+    return None
 
 
 def _means(value: Plain, wanted: object) -> bool:
@@ -367,7 +397,8 @@ def json_schema(info: inspect.Type) -> dict[str, object]:
         case inspect.EnumType(cls=cls):
             return {"enum": [member.value for member in cls]}
         case _:
-            return {}
+            setting = setting_type(info)
+            return {} if setting is None else dict(setting.setting_schema)
 
 
 def _or_null(schema: dict[str, object]) -> dict[str, object]:

@@ -12,10 +12,10 @@ The rule, for a name like ``REGISTRY_HTTP_HEADERS_X_0``:
 Names that fit nowhere are warnings: Kubernetes sets ``REGISTRY_PORT`` for any service that is called registry.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Final
 
-from msgspec import inspect
+from msgspec import Struct, inspect
 
 from ._document import Document, annotation, inspected, is_anything, is_spared, shorthand
 from ._yaml import DEEPEST_NESTING, Key, Plain, one_line, read_yaml
@@ -30,7 +30,11 @@ class _NamesNothingError(Exception):
 
 
 def apply_environment(
-    document: Document, type_: type, environ: Mapping[str, str], *, spared: Collection[Key] = ()
+    document: Document,
+    type_: type,
+    environ: Mapping[str, str],
+    *,
+    spared: Mapping[Key, type[Struct]] | None = None,
 ) -> tuple[str, ...]:
     """Change a document as the environment asks, and give one warning for each name that fits nowhere.
 
@@ -38,7 +42,8 @@ def apply_environment(
         document: What to change.
         type_: The msgspec Struct that says which keys are fixed and which are free.
         environ: The environment's variables.
-        spared: Keys of sections that somebody else checks: unknown names in them, or on the way to them, are free.
+        spared: Keys of sections that somebody else checks, with the Structs that say what is fixed there; on the way to
+            them unknown names are free.
 
     Raises:
         ConfigurationError: A value is no YAML, or a position is beyond the end of its list.
@@ -49,7 +54,9 @@ def apply_environment(
             continue
         words = name.removeprefix(PREFIX).split("_")
         try:
-            root = _Override(document, name, environ[name], spared).applied(inspected(type_), document.root, words, ())
+            root = _Override(document, name, environ[name], spared or {}).applied(
+                inspected(type_), document.root, words, ()
+            )
         except _NamesNothingError:
             warnings.append(f"{one_line(name)}: names no setting; ignored")
         else:
@@ -61,7 +68,7 @@ def apply_environment(
 class _Override:
     """One variable on its way down the document."""
 
-    def __init__(self, document: Document, name: str, text: str, spared: Collection[Key]) -> None:
+    def __init__(self, document: Document, name: str, text: str, spared: Mapping[Key, type[Struct]]) -> None:
         self._document = document
         self._name = name
         self._text = text
@@ -75,6 +82,7 @@ class _Override:
             value = read_yaml(self._text, self._name)
             self._document.mark(key, self._name)
             return value
+        info = inspected(self._spared[key]) if key in self._spared else info
         current = shorthand(info, current)
         match _bare(info):
             case inspect.StructType(fields=fields):
@@ -96,7 +104,7 @@ class _Override:
             if _word(field) == words[0]:
                 name = field.encode_name
                 return {**items, name: self.applied(field.type, items.get(name), words[1:], (*key, name))}
-        if is_spared((*key, words[0].lower()), self._spared):
+        if key not in self._spared and is_spared((*key, words[0].lower()), self._spared):
             return self._in_mapping(inspected(object), items, words, key)
         raise _NamesNothingError
 

@@ -69,12 +69,18 @@ class MiddlewareFactory(msgspec.Struct, Generic[OptionsT], frozen=True):
 
 
 class Rule(msgspec.Struct, Generic[OptionsT], frozen=True):
-    """How an object that carries decision hooks is opened; where it is configured is as for `MiddlewareFactory`."""
+    """How an object that carries decision hooks is opened; where it is configured is as for `MiddlewareFactory`.
+
+    Its options get the keys `repositories`, `mode` and `rules` from the registry: it is opened once for each entry, and
+    asked only about repositories that the entry is for. `when_disabled` is what it is opened with where a section
+    around its own says `disabled: true`; None leaves it closed there.
+    """
 
     options: type[OptionsT]
     open: Callable[[OptionsT], AbstractAsyncContextManager[object]]
     section: str | None = None
     always: bool = False
+    when_disabled: OptionsT | None = None
 
 
 class Authenticator(Protocol):

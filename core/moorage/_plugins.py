@@ -7,18 +7,18 @@ coroutine for the first answer, and its wrappers see coroutines, not results; so
 
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
 from typing import cast
 
 import msgspec
 import pluggy
-import trio
 
 from . import _hooks as hooks  # pyright: ignore[reportPrivateUsage] - the module itself holds the specifications
-from ._errors import InternalError, RegistryError
+from ._calls import HookCalls
+from ._decisions import Requirement
+from ._errors import RegistryError
 from ._hooks import (
     ENTRY_POINT_GROUP,
     PROJECT,
@@ -28,13 +28,12 @@ from ._hooks import (
     Rule,
     StorageMiddlewareFactory,
 )
+from ._judging import Judging, RuleEntry
 from ._manifests import Descriptor, Manifest
 from ._operations import Handler, Operation, PushManifest
+from ._rules import scoped
 
 _log = logging.getLogger("moorage.plugins")
-
-HOOK_SECONDS = 10.0
-"""How long one implementation of a decision hook may take."""
 
 _DECISIONS = ("validate_manifest", "requires_reference")
 _REGISTRATIONS = (
@@ -44,9 +43,6 @@ _REGISTRATIONS = (
     "register_middleware",
     "register_rules",
 )
-_HOOK_THREADS = 4
-"""How many threads one plugin may have at work, those that were left behind included."""
-
 _FACTORIES: dict[str, type[msgspec.Struct]] = {
     "register_drivers": DriverFactory,
     "register_storage_middleware": StorageMiddlewareFactory,
@@ -82,39 +78,6 @@ class PluginRecord(msgspec.Struct, frozen=True, kw_only=True):
     error: str | None = None
 
 
-class _HookThreads:
-    """The threads in which one plugin decides; each may be left behind when the time is over, and ends when it ends.
-
-    `left_behind` is how many of those still run.
-    """
-
-    def __init__(self) -> None:
-        self.left_behind = 0
-        self._limiter = trio.CapacityLimiter(_HOOK_THREADS)
-
-    async def run(self, decide: Callable[[], object]) -> object:
-        """Return what `decide` does in a thread; when cancelled, leave it behind."""
-        running = left = False
-
-        def run() -> object:
-            nonlocal running
-            running = True
-            try:
-                return decide()
-            finally:
-                running = False
-                if left:
-                    self.left_behind -= 1
-
-        try:
-            return await trio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=self._limiter)
-        except trio.Cancelled:
-            if running:
-                left = True
-                self.left_behind += 1
-            raise
-
-
 class PluginManager:
     """The plugins of one process."""
 
@@ -123,7 +86,9 @@ class PluginManager:
         self._specifications = (hooks, *specifications)
         self._pluggy = self._fresh()
         self._records: dict[str, PluginRecord] = {}
-        self._threads: dict[str, _HookThreads] = {}
+        self._calls = HookCalls()
+        self.judging: Judging = Judging(self._implementations, self._calls)
+        """What is asked about a push, and answered."""
 
     def _fresh(self) -> pluggy.PluginManager:
         manager = pluggy.PluginManager(PROJECT)
@@ -151,9 +116,19 @@ class PluginManager:
                 self.register(plugin, point.name, distribution=distribution, version=version, module=point.value)
 
     def register(
-        self, plugin: object, name: str, *, distribution: str = "", version: str = "", module: str = ""
+        self,
+        plugin: object,
+        name: str,
+        *,
+        distribution: str = "",
+        version: str = "",
+        module: str = "",
+        entry: RuleEntry | None = None,
     ) -> PluginRecord:
-        """Take `plugin` into use under `name`; return what became of it."""
+        """Take `plugin` into use under `name`; return what became of it.
+
+        With `entry` its decisions hold where that entry of a rule's options is in force.
+        """
         if name in self._records:
             other = self._records[name]
             reason = f"a plugin of this name is already there, from {other.distribution or other.module}"
@@ -168,6 +143,8 @@ class PluginManager:
             return self._refuse(name, distribution, version, module, f"failed while registering: {_say(error)}")
         contested = self._contested(registers)
         self._pluggy.register(plugin, name=name)
+        if entry is not None:
+            self.judging.entries[name] = entry
         record = PluginRecord(
             name=name,
             distribution=distribution,
@@ -218,6 +195,7 @@ class PluginManager:
 
     def unregister(self, name: str) -> None:
         """Take the plugin `name` out of use."""
+        self.judging.entries.pop(name, None)
         if self._pluggy.has_plugin(name):
             self._pluggy.unregister(name=name)
         del self._records[name]
@@ -288,36 +266,17 @@ class PluginManager:
         Raises:
             RegistryError: one of them refuses, or fails.
         """
-        warnings: list[str] = []
-        for implementation in self._implementations("validate_manifest"):
-            said = await self._ask(implementation, push=push, manifest=manifest, registry=registry)
-            if said is None:
-                continue
-            if isinstance(said, str) or not isinstance(said, Sequence):
-                raise _nonsense(implementation, "validate_manifest", said)
-            for each in cast("Sequence[object]", said):
-                if not isinstance(each, str):
-                    raise _nonsense(implementation, "validate_manifest", each)
-                warnings.append(each)
-        return tuple(warnings)
+        return await self.judging.validate_manifest(push, manifest, registry)
 
     async def requires_reference(
         self, push: PushManifest, manifest: Manifest, descriptor: Descriptor, registry: Handler
-    ) -> bool:
+    ) -> Requirement:
         """Ask whether the missing `descriptor` must be there; the first plugin with an opinion decides.
 
         Raises:
-            RegistryError: a plugin fails.
+            RegistryError: a plugin refuses, or fails.
         """
-        for implementation in self._implementations("requires_reference"):
-            said = await self._ask(
-                implementation, push=push, manifest=manifest, descriptor=descriptor, registry=registry
-            )
-            if isinstance(said, bool):
-                return said
-            if said is not None:
-                raise _nonsense(implementation, "requires_reference", said)
-        return True
+        return await self.judging.requires_reference(push, manifest, descriptor, registry)
 
     @property
     def observed(self) -> bool:
@@ -330,41 +289,7 @@ class PluginManager:
         """Show a finished operation to every observer; what one raises is logged."""
         offered = {"operation": operation, "reply": reply, "error": error, "seconds": seconds}
         for implementation in self._implementations("operation_finished"):
-            try:
-                implementation.function(*[offered[name] for name in implementation.argnames])
-            # An observer never harms what it observes.
-            except (Exception, SystemExit):  # noqa: BLE001
-                _log.exception("plugin %s failed in operation_finished", implementation.plugin_name)
-
-    async def _ask(self, implementation: pluggy.HookImpl, **offered: object) -> object:
-        """Call one implementation of a decision hook, bounded in time; a sync one in a thread that may be left behind.
-
-        Raises:
-            InternalError: it fails, or takes too long.
-        """
-        arguments = [offered[name] for name in implementation.argnames]
-        function = implementation.function
-        plugin = implementation.plugin_name
-        # Its own, so that one that hangs keeps no other from deciding.
-        threads = self._threads.get(plugin)
-        if threads is None:
-            threads = self._threads[plugin] = _HookThreads()
-        if threads.left_behind >= _HOOK_THREADS:
-            raise InternalError(f"the plugin {plugin} has not ended what it was asked before")
-        try:
-            with trio.fail_after(HOOK_SECONDS):
-                if inspect.iscoroutinefunction(function):
-                    return await function(*arguments)
-                return await threads.run(partial(function, *arguments))
-        except RegistryError:
-            raise
-        except trio.TooSlowError:
-            _log.error("plugin %s took more than %s s to decide", plugin, HOOK_SECONDS)
-            raise InternalError(f"the plugin {plugin} did not decide in time") from None
-        # Decisions fail closed, whatever happened, and no plugin ends the process.
-        except (Exception, SystemExit) as error:
-            _log.exception("plugin %s failed to decide", plugin)
-            raise InternalError(f"the plugin {plugin} failed") from error
+            self._calls.tell(implementation, "operation_finished", offered)
 
 
 def _checked(hook: str, offered: object) -> dict[str, object]:
@@ -382,12 +307,12 @@ def _checked(hook: str, offered: object) -> dict[str, object]:
             raise PluginError(
                 f"{hook} returned {name!r}: {type(factory).__name__}, not a name with a {expected.__name__}"
             )
+        if isinstance(factory, Rule):
+            try:
+                scoped(cast("Rule[msgspec.Struct]", factory).options)
+            except TypeError as error:
+                raise PluginError(f"{hook} returned {name!r}: {error}") from None
     return {str(name): factory for name, factory in found.items()}
-
-
-def _nonsense(implementation: pluggy.HookImpl, hook: str, said: object) -> InternalError:
-    _log.error("plugin %s answered %s with %s", implementation.plugin_name, hook, type(said).__name__)
-    return InternalError(f"the plugin {implementation.plugin_name} failed")
 
 
 def _say(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import cast
 
+import msgspec
 import trio
 
 from . import _layout as layout
@@ -293,8 +294,8 @@ class Registry:
         await self._tags.check(operation, digest, tags)
         warnings: tuple[str, ...] = ()
         if not operation.unchecked:
-            await self._check_references(operation, manifest)
-            warnings = await self._decisions.validate_manifest(operation, manifest, self._view)
+            warnings = await self._check_references(operation, manifest)
+            warnings += await self._decisions.validate_manifest(operation, manifest, self._view)
         await self._store_manifest(repository, manifest)
         for tag in tags:
             await self._tags.write(operation, tag, digest)
@@ -307,8 +308,21 @@ class Registry:
             warnings=warnings,
         )
 
-    async def _check_references(self, push: PushManifest, manifest: Manifest) -> None:
-        """Refuse a manifest whose references are missing, unless plugins can do without them."""
+    async def _check_references(self, push: PushManifest, manifest: Manifest) -> tuple[str, ...]:
+        """Refuse a manifest whose references are missing, unless plugins can do without them; return their warnings."""
+        refused: list[Descriptor] = []
+        warnings: list[str] = []
+        for descriptor in await self.missing_references(push.repository, manifest):
+            said = await self._decisions.requires_reference(push, manifest, descriptor, self._view)
+            warnings += said.warnings
+            if said.required:
+                refused.append(descriptor)
+        if refused:
+            raise ManifestBlobUnknown([_missing(descriptor) for descriptor in refused])
+        return tuple(warnings)
+
+    async def missing_references(self, repository: RepositoryName, manifest: Manifest) -> list[Descriptor]:
+        """Return what `manifest` points at and is not in `repository`, each content once."""
         wanted: dict[tuple[Digest, bool], Descriptor] = {}
         references = tuple(manifest.references())
         blobs = len(references) - len(manifest.manifests)
@@ -316,17 +330,10 @@ class Registry:
             wanted.setdefault((descriptor.digest, at >= blobs), descriptor)
 
         async def present(each: tuple[Digest, bool]) -> bool:
-            return await self._is_present(push.repository, each[0], as_manifest=each[1])
+            return await self._is_present(repository, each[0], as_manifest=each[1])
 
         found = await map_bounded(present, list(wanted), limit=_LOOKS_AT_ONCE)
-        missing = [descriptor for descriptor, there in zip(wanted.values(), found, strict=True) if not there]
-        refused = [
-            _missing(descriptor)
-            for descriptor in missing
-            if await self._decisions.requires_reference(push, manifest, descriptor, self._view)
-        ]
-        if refused:
-            raise ManifestBlobUnknown(refused)
+        return [descriptor for descriptor, there in zip(wanted.values(), found, strict=True) if not there]
 
     async def _is_present(self, repository: RepositoryName, digest: Digest, *, as_manifest: bool) -> bool:
         """Return whether content is in `repository` and its data in the store.
@@ -502,9 +509,10 @@ async def _parsed(parse: Callable[[], Manifest], data: bytes) -> Manifest:
     return parse() if len(data) <= _PARSE_HERE else await trio.to_thread.run_sync(parse)
 
 
-def _missing(descriptor: Descriptor) -> dict[str, object]:
-    """Return how the answer to a push names a missing reference."""
-    return {"digest": str(descriptor.digest), "mediaType": descriptor.media_type}
+def _missing(descriptor: Descriptor) -> object:
+    """Return how the answer to a push names a missing reference: as the manifest does, without what was embedded."""
+    named = msgspec.structs.replace(descriptor, data=None, urls=None, annotations=None)
+    return msgspec.to_builtins(named, enc_hook=str)
 
 
 def _manifest_unknown(repository: RepositoryName, reference: Reference) -> ManifestUnknown:

@@ -506,40 +506,15 @@ class Proxy(Section, frozen=True, kw_only=True):
     cache_write_timeout: Duration = 300.0
 
 
-class Urls(Section, frozen=True, kw_only=True):
-    """``validation.manifests.urls``: patterns."""
-
-    allow: tuple[str, ...] = ()
-    deny: tuple[str, ...] = ()
-
-
-class Platform(Section, frozen=True, kw_only=True):
-    """``validation.manifests.indexes.platformlist[]``."""
-
-    os: str = ""
-    architecture: str = ""
-
-
-class Indexes(Section, frozen=True, kw_only=True):
-    """``validation.manifests.indexes``."""
-
-    platforms: Annotated[Literal["all", "none", "list"], Meta(extra={"folded": True})] | None = None
-    platform_list: tuple[Platform, ...] = ()
-
-
-class Manifests(Section, frozen=True, kw_only=True):
-    """``validation.manifests``."""
-
-    urls: Urls = Urls()
-    indexes: Indexes = Indexes()
-
-
 class Validation(Section, frozen=True, kw_only=True):
-    """``validation``: what a pushed manifest must keep to."""
+    """``validation``: what a pushed manifest must keep to; rules answer for what lies below ``manifests``."""
 
-    enabled: bool | None = None
-    disabled: bool = False
-    manifests: Manifests = Manifests()
+    enabled: Annotated[
+        bool | None,
+        Meta(description="The old opposite of disabled; true wins.", extra_json_schema={"deprecated": True}),
+    ] = None
+    disabled: Annotated[bool, Meta(description="Check neither the URLs in manifests nor what indexes list.")] = False
+    manifests: dict[str, object] = {}
 
 
 class RepositoryPolicy(Section, frozen=True, kw_only=True):

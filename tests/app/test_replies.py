@@ -656,8 +656,8 @@ async def test_each_missing_reference_is_named(client: AsgiClient) -> None:
     assert (answer.status, answer.codes) == (400, ["MANIFEST_BLOB_UNKNOWN"] * 2)
     details = [error["detail"] for error in json.loads(answer.body)["errors"]]
     assert details == [
-        {"digest": str(config), "mediaType": CONFIG_TYPE},
-        {"digest": str(ABSENT), "mediaType": LAYER_TYPE},
+        {"digest": str(config), "mediaType": CONFIG_TYPE, "size": 6},
+        {"digest": str(ABSENT), "mediaType": LAYER_TYPE, "size": 1},
     ]
 
 

@@ -33,7 +33,7 @@ from moorage import (
     Refused,
     Registry,
     Tag,
-    _plugins,
+    _calls,
     hookimpl,
     hookspec,
     parse_pushed,
@@ -77,7 +77,7 @@ async def validate(manager: PluginManager) -> tuple[str, ...]:
 
 
 async def require(manager: PluginManager) -> bool:
-    return await manager.requires_reference(PUSH, MANIFEST, MANIFEST.descriptor, Registry(MemoryDriver()))
+    return (await manager.requires_reference(PUSH, MANIFEST, MANIFEST.descriptor, Registry(MemoryDriver()))).required
 
 
 # ---- loading
@@ -368,14 +368,14 @@ async def test_a_plugin_that_waits_for_ever_fails_the_push_at_the_limit(
     before = autojump_clock.current_time()
     with pytest.raises(InternalError, match="in time"):
         await validate(managed(slow=plugin(validate_manifest=trio.sleep_forever)))
-    assert autojump_clock.current_time() - before == pytest.approx(_plugins.HOOK_SECONDS)
+    assert autojump_clock.current_time() - before == pytest.approx(_calls.HOOK_SECONDS)
     assert any("slow" in record.getMessage() for record in caplog.records)
 
 
 async def test_a_plugin_that_blocks_a_thread_fails_the_push_at_the_limit_and_is_left_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_plugins, "HOOK_SECONDS", 0.05)
+    monkeypatch.setattr(_calls, "HOOK_SECONDS", 0.05)
     released = threading.Event()
     finished = threading.Event()
 
@@ -395,7 +395,7 @@ async def test_a_plugin_that_blocks_a_thread_fails_the_push_at_the_limit_and_is_
 async def test_a_plugin_that_hangs_keeps_no_other_from_deciding_and_is_refused_at_once_in_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_plugins, "HOOK_SECONDS", 0.05)
+    monkeypatch.setattr(_calls, "HOOK_SECONDS", 0.05)
     released = threading.Event()
     asked: list[None] = []
 
@@ -408,7 +408,7 @@ async def test_a_plugin_that_hangs_keeps_no_other_from_deciding_and_is_refused_a
         for _ in range(4):
             with pytest.raises(InternalError, match="in time"):
                 await validate(manager)
-        monkeypatch.setattr(_plugins, "HOOK_SECONDS", 60.0)
+        monkeypatch.setattr(_calls, "HOOK_SECONDS", 60.0)
         assert await require(manager) is False
         with pytest.raises(InternalError, match="the plugin slow has not ended"):
             await validate(manager)

@@ -74,6 +74,7 @@ from moorage import (
     Registry,
     RegistryError,
     RepositoryName,
+    Requirement,
     Stat,
     StorageFull,
     StoreBusy,
@@ -409,10 +410,10 @@ class Rules:
 
     async def requires_reference(
         self, push: PushManifest, manifest: Manifest, descriptor: Descriptor, registry: Handler
-    ) -> bool:
+    ) -> Requirement:
         del push, manifest, registry
         self.asked.append(descriptor.digest)
-        return self.required
+        return Requirement(required=self.required)
 
 
 async def test_rules_are_asked_about_missing_references_only_and_then_about_the_whole(driver: Driver) -> None:
