@@ -98,6 +98,8 @@ _NOT_BUILT: Final = (
     "validation",
     "policy",
 )
+_SWITCHES: Final = frozenset({"validation.disabled", "validation.enabled"})
+"""What `Configuration.switched_off` reads."""
 _REFUSED: Final = {
     "http.tls.certificate": "a clear-text registry",
     "http.tls.key": "a clear-text registry",
@@ -453,7 +455,7 @@ def _without_effect(configuration: Configuration, claimed: Mapping[str, type[Str
 
 def _unclaimed(key: tuple[str, ...], value: Plain, claimed: Mapping[str, type[Struct]]) -> Iterator[Key]:
     path = ".".join(key)
-    if not _says_something(value) or _is_claimed(path, claimed):
+    if not _says_something(value) or _is_claimed(path, claimed) or path in _SWITCHES:
         return
     if isinstance(value, dict) and any(each.startswith(path + ".") for each in claimed):
         for name, inner in value.items():
