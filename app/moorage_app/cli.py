@@ -23,13 +23,19 @@ def _fail(sentence: object) -> Never:
     sys.exit(EXIT_USAGE)
 
 
-def _load_plugins() -> "PluginManager":
-    from moorage import PluginManager
+def _load_plugins(
+    path: Path | None = None, overrides: Mapping[str, object] | None = None, *, trace: bool | None = None
+) -> "PluginManager":
+    """Load the plugins that the configuration at `path`, with the environment over it, wants."""
+    from moorage import ConfigurationError, PluginManager, select_plugins
 
     from . import hooks
 
-    plugins = PluginManager(hooks)
-    plugins.load_entry_points()
+    plugins = PluginManager(hooks, trace=trace)
+    try:
+        plugins.load(select_plugins(path, os.environ, overrides=overrides))
+    except ConfigurationError as error:
+        _fail(error)
     return plugins
 
 
@@ -120,7 +126,7 @@ def serve(
         overrides["log.level"] = log_level
     if workers is not None:
         overrides["workers"] = workers
-    plugins = _load_plugins()
+    plugins = _load_plugins(path, overrides)
     loaded = _load_configuration(path, plugins, overrides)
     sys.exit(_serve(loaded, plugins))
 
@@ -220,7 +226,7 @@ def check(file: Path | None) -> None:
     from .supervisor import parse_address
 
     path = _configured_path(file)
-    plugins = _load_plugins()
+    plugins = _load_plugins(path)
     loaded = _load_configuration(path, plugins)
     http = loaded.configuration.http
     try:
@@ -232,7 +238,7 @@ def check(file: Path | None) -> None:
     for warning in loaded.warnings:
         click.echo(f"warning: {warning}")
     for record in plugins.records:
-        if record.error:
+        if record.blocked:
             click.echo(f"warning: the plugin {record.name} is not in use: {record.error}")
     for sentence in _upper_case_repositories(loaded.configuration):
         click.echo(f"warning: {sentence}")
@@ -262,7 +268,8 @@ def show(file: Path | None) -> None:
     """Print the configuration in effect, after defaults and the environment, with secrets starred."""
     import yaml
 
-    loaded = _load_configuration(_configured_path(file), _load_plugins())
+    path = _configured_path(file)
+    loaded = _load_configuration(path, _load_plugins(path))
     for warning in loaded.warnings:
         click.echo(f"warning: {warning}", err=True)
     click.echo(yaml.safe_dump(loaded.configuration.shown(), sort_keys=False, allow_unicode=True), nl=False)
@@ -279,19 +286,37 @@ def schema() -> None:
 # ---- plugins
 
 
-@main.command()
+@main.group(invoke_without_command=True)
+@click.option("--config", "file", type=click.Path(path_type=Path), help="Load what this configuration wants.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def plugins(*, as_json: bool) -> None:
+@click.option("--trace", is_flag=True, help="Print each call of a hook while they are loaded.")
+@click.pass_context
+def plugins(context: click.Context, file: Path | None, *, as_json: bool, trace: bool) -> None:
     """List the plugins: version, hooks, what each registers, and which failed. Exit code 1 if one failed."""
-    logging.disable(logging.ERROR)
-    records = _load_plugins().records
+    if context.invoked_subcommand is not None:
+        return
+    if trace:
+        _print_trace()
+    # What failed stands in the list.
+    logging.getLogger("moorage.plugins").setLevel(logging.CRITICAL)
+    records = _load_plugins(_configured_path(file), trace=trace or None).records
     if as_json:
         import msgspec
 
         click.echo(json.dumps(msgspec.to_builtins(records), indent=2))
     else:
         _print_plugins(records)
-    sys.exit(1 if any(record.error for record in records) else 0)
+    sys.exit(1 if any(record.error and not record.blocked for record in records) else 0)
+
+
+def _print_trace() -> None:
+    """Have traced calls of hooks printed."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("moorage.plugins.trace")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
 
 
 def _print_plugins(records: Sequence["PluginRecord"]) -> None:
@@ -299,10 +324,14 @@ def _print_plugins(records: Sequence["PluginRecord"]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table("plugin", "version", "hooks", "registers", box=None, pad_edge=False)
+    table = Table("plugin", "from", "hooks", "registers", box=None, pad_edge=False)
     for record in records:
         offered = [f"{hook.removeprefix('register_')}: {', '.join(names)}" for hook, names in record.registers.items()]
-        brought_by = f"{record.distribution} {record.version}".strip()
-        state = f"[red]not in use:[/] {escape(record.error)}" if record.error else "\n".join(record.hooks)
+        brought_by = f"{record.distribution} {record.version}".strip() or record.module
+        state = "\n".join(record.hooks)
+        if record.blocked:
+            state = escape(record.error or "")
+        elif record.error:
+            state = f"[red]not in use:[/] {escape(record.error)}"
         table.add_row(escape(record.name), escape(brought_by), state, escape("\n".join(offered)))
     Console().print(table)

@@ -9,8 +9,8 @@
 Imports point downward, within the core too, in this order:
 
     _errors  _digests  _names  _manifests  _driver  _memory  _operations  _decisions  _layout  _concurrency  _listing
-    _links  _tags  _referrers  _uploads  _registry  _hooks  _patterns  _rules  _watch  _calls  _judging  _plugins  _yaml
-    _document  _settings  _environment  _configuration  _assembly
+    _links  _tags  _referrers  _uploads  _registry  _yaml  _document  _settings  _environment  _configuration  _hooks
+    _patterns  _rules  _watch  _calls  _judging  _plugin_files  _plugins  _assembly
 """
 
 from ._assembly import OpenedRegistry, check_options, claimed_sections, open_registry
@@ -20,8 +20,10 @@ from ._configuration import (
     Configuration,
     ConfigurationError,
     LoadedConfiguration,
+    Plugins,
     configuration_schema,
     load_configuration,
+    select_plugins,
 )
 from ._decisions import ReadOnlyView, Requirement
 from ._digests import CANONICAL, Digest, Hasher, open_hasher, resume_hasher
@@ -80,6 +82,7 @@ from ._errors import (
     UploadUnknown,
 )
 from ._hooks import (
+    HOOK_API,
     Authenticator,
     AuthenticatorFactory,
     DriverFactory,
@@ -161,6 +164,7 @@ __all__ = [
     "CONFIGURATION_PATH",
     "DOCKER_LIST",
     "DOCKER_MANIFEST",
+    "HOOK_API",
     "INDEX_TYPES",
     "MANIFEST_LIMIT",
     "NAME_LIMIT",
@@ -239,6 +243,7 @@ __all__ = [
     "PluginError",
     "PluginManager",
     "PluginRecord",
+    "Plugins",
     "Pong",
     "PreconditionFailed",
     "PullBlob",
@@ -308,4 +313,5 @@ __all__ = [
     "parse_stored",
     "resume_hasher",
     "scoped",
+    "select_plugins",
 ]

@@ -74,8 +74,8 @@ class _Authenticated:
 
 def claimed_sections(plugins: PluginManager) -> dict[str, type[msgspec.Struct]]:
     """Return the sections of a configuration, as dotted paths, that some plugin answers for, with the options it reads."""
-    claimed = {factory.section: factory.options for factory in plugins.middleware().values() if factory.section}
-    claimed |= {rule.section: scoped(rule.options) for rule in plugins.rules().values() if rule.section}
+    claimed = {_section(name, factory): factory.options for name, factory in plugins.middleware().items()}
+    claimed |= {_section(name, rule): scoped(rule.options) for name, rule in plugins.rules().items()}
     claimed |= {f"auth.{name}": factory.options for name, factory in plugins.authenticators().items()}
     around = plugins.storage_middleware()
     return claimed | {f"middleware.storage.{name}": factory.options for name, factory in around.items()}
@@ -85,8 +85,9 @@ def check_options(configuration: Configuration, plugins: PluginManager) -> None:
     """Check that all that `configuration` names is on offer and takes its options, without opening anything.
 
     Raises:
-        ConfigurationError: it is not, or does not.
+        ConfigurationError: it is not, or does not; or a plugin could not be loaded.
     """
+    _check_plugins(configuration, plugins)
     name = configuration.storage.driver
     driver = _offered(configuration, plugins, "storage driver", ("storage", name), name, plugins.drivers())
     configuration.decode(f"storage.{name}", driver.options)
@@ -103,13 +104,34 @@ def check_options(configuration: Configuration, plugins: PluginManager) -> None:
         configuration.decode(f"auth.{name}", offered.options)
 
 
+def _check_plugins(configuration: Configuration, plugins: PluginManager) -> None:
+    """Refuse to go on without a plugin: a rule that was not loaded refuses nothing, and nobody would see it."""
+    records = {record.name: record for record in plugins.records}
+    for name in configuration.plugins.require:
+        record = records.get(name)
+        if record is None:
+            problem = f"the plugin {name!r} is not installed; {did_you_mean(name, records)}"
+            raise configuration.document.error(("plugins", "require"), problem)
+        if record.error:
+            raise configuration.document.error(
+                ("plugins", "require"), f"the plugin {name!r} is not in use: {record.error}"
+            )
+    for record in records.values():
+        if record.error and not record.blocked:
+            brought_by = record.distribution or record.module or "this process"
+            raise ConfigurationError(
+                f"the plugin {record.name} of {brought_by} is not in use: {record.error}; mend it, remove it, or go on "
+                f"without it by plugins: {{block: [{record.name}]}}"
+            )
+
+
 def _check_names(
     configuration: Configuration,
     plugins: PluginManager,
     offered: Mapping[str, MiddlewareFactory[msgspec.Struct] | Rule[msgspec.Struct]],
 ) -> None:
     """Refuse a name below `plugins:` that would open nothing: a rule that is misspelt would refuse nothing, unseen."""
-    for name in configuration.plugins:
+    for name in configuration.named_plugins:
         key = ("plugins", name)
         factory = _offered(configuration, plugins, "middleware or rule", key, name, offered)
         if factory.section is not None:
@@ -230,7 +252,9 @@ def _configured(configuration: Configuration, offered: Mapping[str, W]) -> list[
     What has a section comes first, then that of `plugins:` in its own order, then what nobody named.
     """
     by_section = [(name, factory) for name, factory in offered.items() if _has_section(configuration, factory)]
-    by_name = [(name, offered[name]) for name in configuration.plugins if name in offered and not offered[name].section]
+    by_name = [
+        (name, offered[name]) for name in configuration.named_plugins if name in offered and not offered[name].section
+    ]
     named = {name for name, _ in by_name}
     always = [
         (name, factory)
@@ -257,15 +281,14 @@ def _offered(
     """Return what is offered under `name`.
 
     Raises:
-        ConfigurationError: nothing is; the sentence names what is there, and plugins that could not be loaded.
+        ConfigurationError: nothing is; the sentence names what is there, and plugins that are blocked.
     """
     if name in offered:
         return offered[name]
     sentence = f"there is no {kind} {name!r}; {did_you_mean(name, offered)}"
     for record in plugins.records:
-        if record.error:
-            brought_by = record.distribution or record.module
-            sentence += f"; the plugin {record.name} of {brought_by} is not in use: {record.error}"
+        if record.blocked:
+            sentence += f"; the plugin {record.name} is blocked"
     raise configuration.document.error(key, sentence)
 
 

@@ -25,6 +25,7 @@ from ._settings import (
     Log,
     Maintenance,
     MiddlewareEntry,
+    Plugins,
     Section,
     Sections,
     StorageCache,
@@ -61,6 +62,7 @@ __all__ = [
     "LoadedConfiguration",
     "Log",
     "MiddlewareEntry",
+    "Plugins",
     "Storage",
     "StorageCache",
     "Tags",
@@ -68,6 +70,7 @@ __all__ = [
     "configuration_schema",
     "did_you_mean",
     "load_configuration",
+    "select_plugins",
 ]
 
 T = TypeVar("T")
@@ -98,6 +101,7 @@ _NOT_BUILT: Final = (
     "validation",
     "policy",
 )
+_PLUGIN_KEYS: Final = frozenset(Plugins.__struct_encode_fields__)
 _SWITCHES: Final = frozenset({"validation.disabled", "validation.enabled"})
 """What `Configuration.switched_off` reads."""
 _REFUSED: Final = {
@@ -174,6 +178,12 @@ class Configuration(Sections, frozen=True, kw_only=True):
             TypeError: The type has a field that a configuration cannot hold.
         """
         return self.document.decode(type_, tuple(path.split(".")))
+
+    @property
+    def named_plugins(self) -> tuple[str, ...]:
+        """The names below ``plugins`` under which settings of plugins stand, in their order."""
+        written = self.document.find(("plugins",))
+        return tuple(name for name in written if name not in _PLUGIN_KEYS) if isinstance(written, dict) else ()
 
     def switched_off(self, path: str) -> bool:
         """Tell whether a section around the one at a dotted path says ``disabled: true``.
@@ -290,13 +300,7 @@ def load_configuration(
     given = cast("dict[str, Plain]", to_builtins(dict(defaults or {}), enc_hook=str))  # paths become text
     for under in (given, _WITHOUT_FILE if path is None else _WITH_FILE):
         document.root = _laid_over(under, document.root)
-    for dotted_path, value in (overrides or {}).items():
-        if value is None:
-            continue
-        key = tuple(dotted_path.split("."))
-        document.root = _with(document.root, key, cast("Plain", to_builtins(value, enc_hook=str)))
-        document.mark(key, "command line")
-        _write_out(document, key[0])
+    _override(document, overrides or {})
     written = document.decode(Written, spared=spared)
     log = written.log
     if written.loglevel is not None:
@@ -321,6 +325,27 @@ def load_configuration(
         for key in _without_effect(configuration, claimed)
     )
     return LoadedConfiguration(configuration=configuration, warnings=tuple(warnings))
+
+
+def select_plugins(
+    path: Path | None, environ: Mapping[str, str], *, overrides: Mapping[str, object] | None = None
+) -> Plugins:
+    """Read of a configuration only which plugins it wants, for those must be there before the rest can be understood.
+
+    Args:
+        path: The file; None for none. Relative paths of folders begin at its folder.
+        environ: The environment's variables.
+        overrides: As for `load_configuration`.
+
+    Raises:
+        ConfigurationError: The file cannot be read, or what it says of plugins cannot be understood.
+    """
+    document = Document("configuration", {}) if path is None else read_document(path)
+    apply_environment(document, Written, environ)
+    _override(document, overrides or {})
+    plugins = document.decode(Plugins, ("plugins",))
+    folder = Path() if path is None else path.parent
+    return structs.replace(plugins, paths=tuple(str(folder / each) for each in plugins.paths))
 
 
 def configuration_schema() -> dict[str, object]:
@@ -348,6 +373,16 @@ def configuration_schema() -> dict[str, object]:
         **schema,
         "required": ["version", "storage"],
     }
+
+
+def _override(document: Document, overrides: Mapping[str, object]) -> None:
+    for dotted_path, value in overrides.items():
+        if value is None:
+            continue
+        key = tuple(dotted_path.split("."))
+        document.root = _with(document.root, key, cast("Plain", to_builtins(value, enc_hook=str)))
+        document.mark(key, "command line")
+        _write_out(document, key[0])
 
 
 def _write_out(document: Document, name: str) -> None:

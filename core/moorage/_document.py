@@ -147,7 +147,7 @@ class Document:
 
         Understood are msgspec Structs, the plain types, tuples, lists, sets and mappings of them, literals, enumerations
         and alternatives, with msgspec's limits, and classes like `SettingType`. A Struct's keys other than its fields are
-        errors.
+        errors, but for mappings in a Struct that says `open_keys`.
 
         Args:
             type_: What to give.
@@ -213,9 +213,12 @@ class _Check:
 
     def _struct(self, info: inspect.StructType, value: dict[str, Plain], key: Key) -> object:
         known = {field.encode_name: field for field in info.fields}
-        for name in value:
-            if name not in known and not is_spared((*key, name), self._spared):
+        for name, each in value.items():
+            if name in known or is_spared((*key, name), self._spared):
+                continue
+            if not has_open_keys(info):
                 raise self._document.error((*key, name), f"unknown key; {did_you_mean(name, known)}")
+            self._mapping(each, (*key, name))
         given = {
             field.name: self.checked(field.type, value[name], (*key, name))
             for name, field in known.items()
@@ -306,6 +309,11 @@ def setting_type(info: inspect.Type) -> type[SettingType] | None:
     return None
 
 
+def has_open_keys(info: inspect.StructType) -> bool:
+    """Tell whether mappings may stand beside a Struct's fields, under names that somebody else knows."""
+    return bool(getattr(info.cls, "open_keys", False))
+
+
 def _means(value: Plain, wanted: object) -> bool:
     if isinstance(wanted, str):
         return isinstance(value, str) and value == wanted
@@ -364,11 +372,13 @@ def json_schema(info: inspect.Type) -> dict[str, object]:
         case inspect.Metadata():
             extra = cast("dict[str, object] | None", getattr(info, "extra_json_schema", None))  # same
             return {**json_schema(info.type), **(extra or {})}
-        case inspect.StructType(fields=fields):
+        case inspect.StructType(fields=fields) as struct:
             # A key without a value is a key that was not given.
             properties = {field.encode_name: _or_null(json_schema(field.type)) for field in fields}
             required = [field.encode_name for field in fields if field.required]
             schema: dict[str, object] = {"type": "object", "properties": properties, "additionalProperties": False}
+            if has_open_keys(struct):
+                schema["additionalProperties"] = {"type": ["object", "null"]}
             return {**schema, "required": required} if required else schema
         case inspect.DictType(value_type=item):
             return {"type": "object", "additionalProperties": _or_null(json_schema(item))}

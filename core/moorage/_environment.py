@@ -17,7 +17,7 @@ from typing import Final
 
 from msgspec import Struct, inspect
 
-from ._document import Document, annotation, inspected, is_anything, is_spared, shorthand
+from ._document import Document, annotation, has_open_keys, inspected, is_anything, is_spared, shorthand
 from ._yaml import DEEPEST_NESTING, Key, Plain, one_line, read_yaml
 
 PREFIX: Final = "REGISTRY_"
@@ -85,8 +85,8 @@ class _Override:
         info = inspected(self._spared[key]) if key in self._spared else info
         current = shorthand(info, current)
         match _bare(info):
-            case inspect.StructType(fields=fields):
-                return self._in_struct(fields, current, words, key)
+            case inspect.StructType() as struct:
+                return self._in_struct(struct, current, words, key)
             case inspect.DictType(value_type=item):
                 return self._in_mapping(item, current, words, key)
             case inspect.VarTupleType(item_type=item):
@@ -98,13 +98,13 @@ class _Override:
             case _:
                 raise _NamesNothingError
 
-    def _in_struct(self, fields: tuple[inspect.Field, ...], current: Plain, words: list[str], key: Key) -> Plain:
+    def _in_struct(self, struct: inspect.StructType, current: Plain, words: list[str], key: Key) -> Plain:
         items = _as_mapping(current)
-        for field in fields:
+        for field in struct.fields:
             if _word(field) == words[0]:
                 name = field.encode_name
                 return {**items, name: self.applied(field.type, items.get(name), words[1:], (*key, name))}
-        if key not in self._spared and is_spared((*key, words[0].lower()), self._spared):
+        if has_open_keys(struct) or (key not in self._spared and is_spared((*key, words[0].lower()), self._spared)):
             return self._in_mapping(inspected(object), items, words, key)
         raise _NamesNothingError
 

@@ -26,6 +26,9 @@ from ._operations import Caller, Handler, Operation, Origin, PushManifest
 PROJECT = "moorage"
 ENTRY_POINT_GROUP = "moorage.plugins"
 
+HOOK_API = (1, 0)
+"""The version of the hooks. The first number grows when a plugin has to change, the second when there is more to use."""
+
 hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker(PROJECT)
 hookimpl: pluggy.HookimplMarker = pluggy.HookimplMarker(PROJECT)
 

@@ -7,8 +7,10 @@ coroutine for the first answer, and its wrappers see coroutines, not results; so
 
 import inspect
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import ModuleType
 from typing import cast
 
@@ -17,10 +19,12 @@ import pluggy
 
 from . import _hooks as hooks  # pyright: ignore[reportPrivateUsage] - the module itself holds the specifications
 from ._calls import HookCalls
+from ._configuration import Plugins
 from ._decisions import Requirement
 from ._errors import RegistryError
 from ._hooks import (
     ENTRY_POINT_GROUP,
+    HOOK_API,
     PROJECT,
     AuthenticatorFactory,
     DriverFactory,
@@ -31,9 +35,14 @@ from ._hooks import (
 from ._judging import Judging, RuleEntry
 from ._manifests import Descriptor, Manifest
 from ._operations import Handler, Operation, PushManifest
+from ._plugin_files import PluginFileError, load_plugin_file, plugin_files
 from ._rules import scoped
+from ._yaml import ConfigurationError
 
 _log = logging.getLogger("moorage.plugins")
+
+API_ATTRIBUTE = "moorage_hook_api"
+"""Where a plugin says for which version of the hooks it was made; one that does not is taken to be of today's."""
 
 _DECISIONS = ("validate_manifest", "requires_reference")
 _REGISTRATIONS = (
@@ -67,6 +76,7 @@ class PluginRecord(msgspec.Struct, frozen=True, kw_only=True):
         hooks: which hooks it implements.
         registers: what it offers, by registration hook.
         error: why it is not in use; None if it is.
+        blocked: whether that is because the configuration says so.
     """
 
     name: str
@@ -76,17 +86,21 @@ class PluginRecord(msgspec.Struct, frozen=True, kw_only=True):
     hooks: tuple[str, ...] = ()
     registers: Mapping[str, tuple[str, ...]] = {}
     error: str | None = None
+    blocked: bool = False
 
 
 class PluginManager:
     """The plugins of one process."""
 
-    def __init__(self, *specifications: ModuleType) -> None:
-        """Begin with no plugins; `specifications` are modules with further hookspecs, such as the app's."""
+    def __init__(self, *specifications: ModuleType, trace: bool | None = None) -> None:
+        """Begin with no plugins; `specifications` are modules with further hookspecs, such as the app's.
+
+        With `trace` each call of a hook is logged; by default, if the environment has `MOORAGE_TRACE_PLUGINS`.
+        """
         self._specifications = (hooks, *specifications)
         self._pluggy = self._fresh()
         self._records: dict[str, PluginRecord] = {}
-        self._calls = HookCalls()
+        self._calls = HookCalls(trace=trace)
         self.judging: Judging = Judging(self._implementations, self._calls)
         """What is asked about a push, and answered."""
 
@@ -101,19 +115,51 @@ class PluginManager:
         """What became of each plugin, by name."""
         return tuple(self._records[name] for name in sorted(self._records))
 
-    def load_entry_points(self, found: Iterable[EntryPoint] | None = None) -> None:
-        """Load every installed plugin; one that fails is recorded and logged, and the others go on."""
+    def load(self, selection: Plugins) -> None:
+        """Load what is installed and what lies in the folders of `selection`, but for what it blocks.
+
+        Raises:
+            ConfigurationError: a folder cannot be used.
+        """
+        self.load_entry_points(block=selection.block)
+        for folder in selection.paths:
+            try:
+                for path in plugin_files(Path(folder)):
+                    self._load_file(path, selection.block)
+            except PluginFileError as error:
+                raise ConfigurationError(f"plugins.paths: {error}") from None
+
+    def load_entry_points(self, found: Iterable[EntryPoint] | None = None, *, block: Collection[str] = ()) -> None:
+        """Load every installed plugin; one that fails is recorded and logged, and the others go on.
+
+        What `block` names is not even imported.
+        """
         points = entry_points(group=ENTRY_POINT_GROUP) if found is None else found
         for point in sorted(points, key=lambda point: point.name):
             brought_by = point.dist
             distribution, version = (brought_by.name, brought_by.version) if brought_by else ("", "")
-            try:
-                plugin: object = point.load()
-            # Whatever the code of others does when imported, it is reported under its name.
-            except (Exception, SystemExit) as error:  # noqa: BLE001
-                self._refuse(point.name, distribution, version, point.value, f"cannot be imported: {_say(error)}")
-            else:
-                self.register(plugin, point.name, distribution=distribution, version=version, module=point.value)
+            record = PluginRecord(name=point.name, distribution=distribution, version=version, module=point.value)
+            self._import(record, point.load, block)
+
+    def _load_file(self, path: Path, block: Collection[str]) -> None:
+        self._import(PluginRecord(name=path.stem, module=str(path)), partial(load_plugin_file, path), block)
+
+    def _import(self, record: PluginRecord, load: Callable[[], object], block: Collection[str]) -> None:
+        for name in (record.name, _told_apart(record)):
+            if name in block:
+                self._records[name] = msgspec.structs.replace(
+                    record, name=name, error="blocked by the configuration", blocked=True
+                )
+                return
+        try:
+            plugin = load()
+        except PluginFileError:
+            raise
+        # Whatever the code of others does when imported, it is reported under its name.
+        except (Exception, SystemExit) as error:  # noqa: BLE001
+            self._refuse(record, f"cannot be imported: {_say(error)}")
+        else:
+            self._register(plugin, record, None)
 
     def register(
         self,
@@ -129,31 +175,29 @@ class PluginManager:
 
         With `entry` its decisions hold where that entry of a rule's options is in force.
         """
+        record = PluginRecord(name=name, distribution=distribution, version=version, module=module)
+        return self._register(plugin, record, entry)
+
+    def _register(self, plugin: object, record: PluginRecord, entry: RuleEntry | None) -> PluginRecord:
+        name = record.name
         if name in self._records:
             other = self._records[name]
             reason = f"a plugin of this name is already there, from {other.distribution or other.module}"
             # Recorded under a name of its own, so that both are seen.
-            return self._refuse(f"{name} ({distribution or module})", distribution, version, module, reason)
+            return self._refuse(msgspec.structs.replace(record, name=_told_apart(record)), reason)
         try:
+            _check_api(plugin, record)
             hooks, registers = self._try(plugin, name)
         except (pluggy.PluginValidationError, PluginError) as error:
-            return self._refuse(name, distribution, version, module, _say(error))
+            return self._refuse(record, _say(error))
         # A registration hook of others may raise anything.
         except (Exception, SystemExit) as error:  # noqa: BLE001
-            return self._refuse(name, distribution, version, module, f"failed while registering: {_say(error)}")
+            return self._refuse(record, f"failed while registering: {_say(error)}")
         contested = self._contested(registers)
         self._pluggy.register(plugin, name=name)
         if entry is not None:
             self.judging.entries[name] = entry
-        record = PluginRecord(
-            name=name,
-            distribution=distribution,
-            version=version,
-            module=module,
-            hooks=hooks,
-            registers=registers,
-            error=contested,
-        )
+        record = msgspec.structs.replace(record, hooks=hooks, registers=registers, error=contested)
         self._records[name] = record
         return record
 
@@ -166,10 +210,15 @@ class PluginManager:
                         return f"offers {each!r} in {hook}, and so does the plugin {record.name}"
         return None
 
-    def _refuse(self, name: str, distribution: str, version: str, module: str, reason: str) -> PluginRecord:
-        record = PluginRecord(name=name, distribution=distribution, version=version, module=module, error=reason)
-        self._records[name] = record
-        _log.error("plugin %s of %s is not in use: %s", name, distribution or module or "this process", reason)
+    def _refuse(self, record: PluginRecord, reason: str) -> PluginRecord:
+        record = msgspec.structs.replace(record, error=reason)
+        self._records[record.name] = record
+        _log.error(
+            "plugin %s of %s is not in use: %s",
+            record.name,
+            record.distribution or record.module or "this process",
+            reason,
+        )
         return record
 
     def _try(self, plugin: object, name: str) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
@@ -189,7 +238,8 @@ class PluginManager:
                     raise PluginError(f"{caller.name} is called synchronously; it cannot be async")
             if caller.name in _REGISTRATIONS:
                 # pluggy leaves an answer of None out.
-                offered = [*caller(), None][0]
+                with self._calls.traced(caller.name, name):
+                    offered = [*caller(), None][0]
                 registers[caller.name] = tuple(sorted(_checked(caller.name, offered)))
         return tuple(sorted(caller.name for caller in callers)), registers
 
@@ -248,7 +298,8 @@ class PluginManager:
         given: list[object] = []
         for implementation in self._implementations(hook):
             try:
-                given.append(implementation.function())
+                with self._calls.traced(hook, implementation.plugin_name):
+                    given.append(implementation.function())
             except Exception as error:  # noqa: BLE001 - whatever the code of others raises
                 _log.error("plugin %s failed in %s: %s", implementation.plugin_name, hook, _say(error))
         return [each for each in given if each is not None]
@@ -292,6 +343,29 @@ class PluginManager:
             self._calls.tell(implementation, "operation_finished", offered)
 
 
+def _check_api(plugin: object, record: PluginRecord) -> None:
+    """Refuse a plugin that says it was built for hooks that are not these.
+
+    Raises:
+        PluginError: it does; says what to do.
+    """
+    said = cast("object", getattr(plugin, API_ATTRIBUTE, HOOK_API[0]))
+    built_for = (said, 0) if isinstance(said, int) else said
+    match built_for:
+        case (int() as major, int() as minor):
+            pass
+        case _:
+            raise PluginError(f"{API_ATTRIBUTE} is {said!r}, not a version such as {HOOK_API[0]} or {HOOK_API}")
+    if major == HOOK_API[0] and minor <= HOOK_API[1]:
+        return
+    ours, theirs = f"{HOOK_API[0]}.{HOOK_API[1]}", f"{major}.{minor}"
+    if (major, minor) > HOOK_API:
+        remedy = "install a newer Moorage"
+    else:
+        remedy = f"install a newer {record.distribution or record.name}, made for hooks {HOOK_API[0]}"
+    raise PluginError(f"it was made for hooks {theirs}, and this Moorage has hooks {ours}; {remedy}")
+
+
 def _checked(hook: str, offered: object) -> dict[str, object]:
     """Return what a registration hook gave if it is a mapping from names to factories.
 
@@ -313,6 +387,11 @@ def _checked(hook: str, offered: object) -> dict[str, object]:
             except TypeError as error:
                 raise PluginError(f"{hook} returned {name!r}: {error}") from None
     return {str(name): factory for name, factory in found.items()}
+
+
+def _told_apart(record: PluginRecord) -> str:
+    """Return how a plugin is called where another has the same name."""
+    return f"{record.name} ({record.distribution or record.module or 'this process'})"
 
 
 def _say(error: BaseException) -> str:

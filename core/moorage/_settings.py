@@ -7,7 +7,7 @@ that have an effect; sections without any are known, checked, and have no effect
 
 import ipaddress
 import re
-from typing import Annotated, Final, Literal, cast
+from typing import Annotated, ClassVar, Final, Literal, cast
 from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct, field, to_builtins
@@ -517,6 +517,19 @@ class Validation(Section, frozen=True, kw_only=True):
     manifests: dict[str, object] = {}
 
 
+class Plugins(Section, frozen=True, kw_only=True):
+    """``plugins``: which are used; beside these keys stand the settings of each, under its name."""
+
+    open_keys: ClassVar[bool] = True
+
+    require: Annotated[tuple[str, ...], Meta(description="Plugins without which the registry does not start.")] = ()
+    block: Annotated[tuple[str, ...], Meta(description="Plugins that are not loaded although they are installed.")] = ()
+    paths: Annotated[
+        tuple[str, ...],
+        Meta(description="Folders whose Python files are plugins; relative to the folder of the configuration file."),
+    ] = ()
+
+
 class RepositoryPolicy(Section, frozen=True, kw_only=True):
     """``policy.repository``."""
 
@@ -551,9 +564,9 @@ class Sections(Section, frozen=True, kw_only=True):
     proxy: Proxy = Proxy()
     validation: Validation = Validation()
     policy: Policy = Policy()
-    plugins: Annotated[
-        dict[str, dict[str, object]], Meta(description="Settings of plugins, by the plugin's name.")
-    ] = {}
+    plugins: Annotated[Plugins, Meta(description="Which plugins are used, and the settings of each by its name.")] = (
+        Plugins()
+    )
     workers: Annotated[
         Annotated[int, Meta(ge=1)] | None,
         Meta(description="How many processes answer requests; without it, as many as there are processors, at most 4."),

@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import httpx
@@ -14,6 +15,7 @@ import yaml
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
+from moorage import OCI_INDEX
 from moorage_app.cli import main
 from servers import configured, moorage, wait_for
 
@@ -346,8 +348,11 @@ def site(tmp_path: Path) -> Path:
     return folder
 
 
-def with_site(site: Path) -> dict[str, str]:
-    return {"PYTHONPATH": str(site)}
+def with_site(site: Path, *, block: Sequence[str] = ()) -> dict[str, str]:
+    return {"PYTHONPATH": str(site), "REGISTRY_PLUGINS_BLOCK": json.dumps(block)}
+
+
+BROKEN = [*PLUGINS, "tape (second-plugin)"]
 
 
 def test_what_is_installed_is_listed() -> None:
@@ -382,24 +387,47 @@ def test_the_table_of_plugins_shows_reasons_as_they_are(site: Path) -> None:
         assert reason in done.stdout
 
 
-def test_a_broken_plugin_does_not_keep_commands_from_working(site: Path, file: Path) -> None:
+@pytest.mark.parametrize("command", [["serve"], ["config", "check"]])
+def test_a_plugin_that_cannot_be_used_stops_the_start_until_it_is_blocked(
+    site: Path, file: Path, command: list[str]
+) -> None:
     file.write_text(GOOD)
-    done = run("config", "check", file, environment=with_site(site))
-    assert done.returncode == 0
+    almost = with_site(site, block=[name for name in BROKEN if name != "broken_import"])
+    said = run(*command, file, environment=almost)
+    assert said.returncode == 2
+    *logged, sentence = said.stderr.splitlines()
+    assert all("broken_import" in line for line in logged)
+    assert sentence == (
+        "moorage: the plugin broken_import of broken-import is not in use: cannot be imported: ModuleNotFoundError: "
+        "No module named 'no_such_module'; mend it, remove it, or go on without it by plugins: {block: [broken_import]}"
+    )
+
+
+def test_blocked_plugins_are_told_and_not_missed(site: Path, file: Path) -> None:
+    file.write_text(GOOD)
+    environment = with_site(site, block=BROKEN)
+    done = run("config", "check", file, environment=environment)
+    assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(f"\n{file}: good\n")
-    assert "warning: the plugin broken_import is not in use: cannot be imported" in done.stdout
-    assert "broken_import" in done.stderr
+    assert "warning: the plugin broken_import is not in use: blocked by the configuration" in done.stdout
+    listed = run("plugins", "--json", environment=environment)
+    assert listed.returncode == 0
+    records = {record["name"]: record for record in json.loads(listed.stdout)}
+    assert {name for name, record in records.items() if record["blocked"]} == set(BROKEN)
+
+
+def test_a_broken_plugin_does_not_keep_commands_from_working(site: Path) -> None:
     helped = run("--help", environment=with_site(site))
     assert helped.returncode == 0
     assert "rewind" in helped.stdout
     assert run("rewind", environment=with_site(site)).stdout == "rewound\n"
 
 
-def test_a_driver_whose_plugin_failed_is_told_with_the_reason(site: Path, file: Path) -> None:
-    file.write_text("version: 0.1\nstorage: {broken_import: {}}\n")
-    said = refused(run("serve", file, environment=with_site(site)))
-    assert "no_such_module" in said
-    assert "broken-import" in said
+def test_a_driver_whose_plugin_is_blocked_is_told_with_the_reason(site: Path, file: Path) -> None:
+    file.write_text("version: 0.1\nstorage: {tape: {}}\n")
+    said = refused(run("serve", file, environment=with_site(site, block=[*BROKEN, "tape"])))
+    assert "there is no storage driver 'tape'" in said
+    assert "the plugin tape is blocked" in said
 
 
 @pytest.mark.parametrize(
@@ -428,8 +456,8 @@ def test_a_plugin_whose_commands_fail_is_told_and_the_others_work(offer: str, sa
 def test_two_plugins_that_offer_one_driver_are_told(site: Path, file: Path) -> None:
     install(site, "third-plugin", {"another": "third"}, third=GOOD_PLUGIN)
     file.write_text("version: 0.1\nstorage: {tape: {}}\n")
-    said = refused(run("serve", file, environment=with_site(site)))
-    assert "'another'" in said
+    said = refused(run("serve", file, environment=with_site(site, block=BROKEN)))
+    assert "the plugin another" in said or "'another'" in said
     assert "'tape'" in said
 
 
@@ -441,6 +469,58 @@ def test_a_folder_is_all_that_is_needed(tmp_path: Path) -> None:
         assert httpx.get(f"{server.url}/v2/").json() == {}
         assert server.terminate() == 0
     assert (tmp_path / "data").is_dir()
+
+
+RULE = """
+from moorage import Refused, hookimpl
+
+@hookimpl
+async def validate_manifest(push):
+    raise Refused("never")
+"""
+
+
+def test_files_of_a_folder_are_plugins(tmp_path: Path) -> None:
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules/never.py").write_text(RULE)
+    (tmp_path / "rules/_part.py").write_text("1 / 0")
+    file = tmp_path / "config.yml"
+    file.write_text(GOOD + "plugins: {paths: [./rules], require: [never, drivers]}\n")
+    records = json.loads(run("plugins", "--json", "--config", file).stdout)
+    (never,) = [record for record in records if record["name"] == "never"]
+    assert (never["hooks"], never["error"]) == (["validate_manifest"], None)
+    assert never["module"] == str(tmp_path / "rules/never.py")
+    with moorage(file) as server:
+        data = json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": []})
+        answer = httpx.put(f"{server.url}/v2/a/manifests/v1", content=data, headers={"Content-Type": OCI_INDEX})
+        assert (answer.status_code, answer.json()["errors"][0]["detail"]) == (403, {"rule": "never"})
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("{paths: [./rules]}", "rules: everybody may write to it, and so run code here"),
+        ("{paths: [./nothing]}", "nothing: No such file or directory"),
+        ("{paths: rules}", "plugins.paths: found text; allowed is a list"),
+        ("{require: [nothing]}", "plugins.require: the plugin 'nothing' is not installed"),
+        ("{require: [drivers], block: [drivers]}", "plugins.require: the plugin 'drivers' is not in use: blocked by"),
+        ("{requires: [drivers]}", "plugins.requires: found a list; allowed is a mapping"),
+        ("{nothing: {a: 1}}", "plugins.nothing: there is no middleware or rule 'nothing'"),
+    ],
+)
+def test_what_is_wrong_with_the_choice_of_plugins_is_one_sentence(settings: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules").chmod(0o777)
+    file = tmp_path / "config.yml"
+    file.write_text(GOOD + f"plugins: {settings}\n")
+    assert said in refused(run("serve", file)), settings
+
+
+def test_calls_of_hooks_can_be_seen() -> None:
+    done = run("plugins", "--trace")
+    assert done.returncode == 0
+    assert re.search(r"^register_drivers of drivers returned\b.* after [0-9.]+ ms$", done.stderr, re.MULTILINE)
+    assert run("plugins").stderr == ""
 
 
 def test_flags_go_before_the_environment_and_the_environment_before_the_file(tmp_path: Path) -> None:
@@ -469,10 +549,9 @@ def test_flags_go_before_the_environment_and_the_environment_before_the_file(tmp
 def test_a_plugins_driver_and_routes_are_served(site: Path, tmp_path: Path) -> None:
     file = tmp_path / "tape.yml"
     file.write_text("version: 0.1\nstorage: {tape: {}}\n")
-    with moorage(file, environment=with_site(site)) as server:
+    with moorage(file, environment=with_site(site, block=BROKEN)) as server:
         assert httpx.get(f"{server.url}/metrics").text == "up 1"
         assert httpx.get(f"{server.url}/v2/_catalog").json() == {"repositories": []}
-        assert "broken_import" in server.logged()
 
 
 def test_a_plugin_whose_routes_fail_is_told_and_the_others_are_served(site: Path, tmp_path: Path) -> None:
@@ -480,7 +559,7 @@ def test_a_plugin_whose_routes_fail_is_told_and_the_others_are_served(site: Path
         "from moorage import hookimpl\n@hookimpl(optionalhook=True)\ndef register_routes(): raise RuntimeError('no')\n"
     )
     install(site, "odd-plugin", {"odd": "odd"}, odd=text)
-    with moorage(tmp_path / "data", environment=with_site(site)) as server:
+    with moorage(tmp_path / "data", environment=with_site(site, block=BROKEN)) as server:
         assert httpx.get(f"{server.url}/metrics").text == "up 1"
         assert "plugin odd failed in register_routes" in server.logged()
 

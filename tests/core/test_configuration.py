@@ -5,7 +5,7 @@ import json
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import pytest
 import yaml
@@ -179,6 +179,14 @@ def load(tmp_path: Path) -> Load:
     return load_text
 
 
+def named(configuration: Configuration) -> dict[str, dict[str, object]]:
+    """Return what is written for each plugin."""
+    return {
+        name: cast("dict[str, object]", configuration.section(f"plugins.{name}"))
+        for name in configuration.named_plugins
+    }
+
+
 def refused(load: Load, text: str, environ: Mapping[str, str] | None = None, **options: object) -> str:
     with pytest.raises(ConfigurationError) as raised:
         load(text, environ, **options)
@@ -336,7 +344,7 @@ def test_yaml_reads_as_in_distribution(load: Load) -> None:
     text = with_storage(
         "plugins: {p: {a: 0x10, b: 010, c: on, d: 2024-01-01, e: 1:30, f: 1e3, g: ~, h: '1', i: 1_000, on: =}}"
     )
-    assert load(text).configuration.plugins["p"] == {
+    assert named(load(text).configuration)["p"] == {
         "a": 16,
         "b": 8,
         "c": True,
@@ -354,7 +362,7 @@ def test_tags_of_yaml_itself_are_understood(load: Load) -> None:
     text = with_storage(
         "plugins: {p: !!map {a: !!str 1, b: !!int 2, c: !!seq [!!null ''], d: !!bool on, e: !!float 1.5}}"
     )
-    assert load(text.replace("''", "~")).configuration.plugins["p"] == {
+    assert named(load(text.replace("''", "~")).configuration)["p"] == {
         "a": "1",
         "b": 2,
         "c": [None],
@@ -366,17 +374,17 @@ def test_tags_of_yaml_itself_are_understood(load: Load) -> None:
 
 def test_numbers_that_are_none_stay_text(load: Load) -> None:
     text = with_storage("plugins: {p: {a: 0x_, b: 123456789012345678901234567890, c: .inf, d: 1.2.3}}")
-    plugin = load(text).configuration.plugins["p"]
+    plugin = named(load(text).configuration)["p"]
     assert plugin == {"a": "0x_", "b": 123456789012345678901234567890.0, "c": ".inf", "d": "1.2.3"}
 
 
 def test_a_key_may_have_an_anchor(load: Load) -> None:
-    assert load(with_storage("plugins: {&a name: {x: *a}}")).configuration.plugins == {"name": {"x": "name"}}
+    assert named(load(with_storage("plugins: {&a name: {x: *a}}")).configuration) == {"name": {"x": "name"}}
 
 
 def test_anchors_and_merge_keys_work(load: Load) -> None:
     text = with_storage("plugins: {one: &one {a: 1, b: 2}, two: {<<: *one, b: 3}, three: *one}")
-    assert load(text).configuration.plugins == {
+    assert named(load(text).configuration) == {
         "one": {"a": 1, "b": 2},
         "two": {"a": 1, "b": 3},
         "three": {"a": 1, "b": 2},
@@ -385,7 +393,7 @@ def test_anchors_and_merge_keys_work(load: Load) -> None:
 
 def test_one_section_does_not_change_with_another_that_shares_its_anchor(load: Load) -> None:
     text = with_storage("plugins: {one: &one {a: 1}, two: *one}")
-    assert load(text, {"REGISTRY_PLUGINS_TWO_A": "2"}).configuration.plugins == {"one": {"a": 1}, "two": {"a": 2}}
+    assert named(load(text, {"REGISTRY_PLUGINS_TWO_A": "2"}).configuration) == {"one": {"a": 1}, "two": {"a": 2}}
 
 
 def test_a_key_without_a_value_is_a_key_that_was_not_given(load: Load) -> None:
@@ -810,7 +818,7 @@ def test_free_keys_are_found_whatever_their_case(load: Load) -> None:
             "REGISTRY_HTTP_HEADERS_XFRAME_1": "b",
         },
     ).configuration
-    assert configuration.plugins == {"Quota": {"maxSize": 2, "Deep": {"X": 1, "y": 2}}}
+    assert named(configuration) == {"Quota": {"maxSize": 2, "Deep": {"X": 1, "y": 2}}}
     assert configuration.http.headers == {"XFrame": ("a", "b")}
 
 
