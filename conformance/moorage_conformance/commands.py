@@ -11,7 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from .registry import GROUPS, VERSIONS, CannotCheck, Outcome, Report, Result, Version, check_registry, select
+from .registry import GROUPS, VERSIONS, CannotCheck, Version, check_registry, select
+from .report import Outcome, Report, Result
 
 __all__ = ["conformance"]
 
@@ -27,7 +28,7 @@ class _Impossible(click.ClickException):
 
 @click.group()
 def conformance() -> None:
-    """Check that a registry does what its specification says."""
+    """Check that registries, drivers and plugins do what they must."""
 
 
 @conformance.command()
@@ -105,6 +106,102 @@ def registry(
     report.show(_console(), titles=_titles(), strict=strict)
     if not report.conforms(strict=strict):
         raise SystemExit(1)
+
+
+@conformance.command()
+@click.argument("name", required=False)
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option of the driver; {fresh} in it is new for each case.",
+)
+@click.option("--only", multiple=True, metavar="GLOB", help="Run only cases whose group, name or group.name matches.")
+@click.option("--list", "listing", is_flag=True, help="List the cases instead of running them.")
+@click.option("--fast", is_flag=True, help="Use small sizes, and leave the largest out.")
+@click.option("--require", multiple=True, metavar="CAPABILITY", help="Fail unless this capability is proven.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results as JSON.")
+@click.option("--junit", "junit_file", type=click.Path(dir_okay=False, path_type=Path), help="Write JUnit's XML.")
+def driver(
+    name: str | None,
+    options: tuple[str, ...],
+    only: tuple[str, ...],
+    listing: bool,
+    fast: bool,
+    require: tuple[str, ...],
+    json_file: Path | None,
+    junit_file: Path | None,
+) -> None:
+    """Check the storage driver NAME, of an installed plugin or as module:factory, against the storage contract.
+
+    The store must be empty, and is emptied after each case.
+
+    Exit code 0 when nothing failed, 1 when something did, 2 when nothing could be checked.
+    """
+    from . import driver as kit
+
+    try:
+        if listing:
+            _list_driver_cases(only)
+            return
+        if name is None:
+            raise click.UsageError("Missing argument 'NAME'.")
+        subject = kit.Subject(name, _options(options))
+
+        async def run(finished: Callable[[Result], None]) -> Report:
+            return await kit.check_driver(subject, only=only, fast=fast, finished=finished)
+
+        report = _run(run, len(kit.select(only, fast=fast)))
+        standings = kit.standings(report, trio.run(kit.capabilities_of, subject), shared=subject.shared)
+        if json_file is not None:
+            report.write_json(json_file)
+        if junit_file is not None:
+            report.write_junit(junit_file)
+    except (kit.CannotCheck, OSError) as error:
+        raise _Impossible(str(error)) from error
+    unknown = set(require) - {standing.capability for standing in standings}
+    if unknown:
+        raise _Impossible(f"There is no capability {min(unknown)}.")
+    report.show(_console(), titles={group.name: group.title for group in kit.GROUPS})
+    table = Table("capability", "declared", "verdict", box=None)
+    for standing in standings:
+        table.add_row(standing.capability, "yes" if standing.declared else "no", standing.verdict)
+    _console().print(table)
+    lacking = [each for each in standings if each.capability in require and each.verdict != "proven"]
+    for each in lacking:
+        click.echo(f"{each.capability} is required: {each.verdict}")
+    if lacking or not report.conforms():
+        raise SystemExit(1)
+
+
+def _options(given: tuple[str, ...]) -> dict[str, object]:
+    """Return options of the form KEY=VALUE, their values read as YAML."""
+    import yaml
+
+    found: dict[str, object] = {}
+    for each in given:
+        key, equals, text = each.partition("=")
+        if not key or not equals:
+            raise click.UsageError(f"--option {each}: allowed is KEY=VALUE.")
+        try:
+            # {fresh} would be a mapping to YAML.
+            found[key] = text if "{fresh}" in text else yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise click.UsageError(f"--option {each}: not YAML.") from error
+    return found
+
+
+def _list_driver_cases(only: tuple[str, ...]) -> None:
+    from . import driver as kit
+
+    cases = kit.select(only)
+    table = Table("case", "needs", "requirement", box=None)
+    for case in cases:
+        table.add_row(case.key, ", ".join(case.needs), Text(case.requirement))
+    console = _console()
+    console.print(table)
+    console.print(f"{len(cases)} cases")
 
 
 def _console() -> Console:

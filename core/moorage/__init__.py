@@ -22,6 +22,7 @@ from ._configuration import (
     LoadedConfiguration,
     Plugins,
     configuration_schema,
+    decode_options,
     load_configuration,
     select_plugins,
 )
@@ -299,6 +300,7 @@ __all__ = [
     "check_options",
     "claimed_sections",
     "configuration_schema",
+    "decode_options",
     "encode_json",
     "hookimpl",
     "hookspec",

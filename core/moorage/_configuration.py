@@ -68,6 +68,7 @@ __all__ = [
     "Tags",
     "UploadPurging",
     "configuration_schema",
+    "decode_options",
     "did_you_mean",
     "load_configuration",
     "select_plugins",
@@ -346,6 +347,16 @@ def select_plugins(
     plugins = document.decode(Plugins, ("plugins",))
     folder = Path() if path is None else path.parent
     return structs.replace(plugins, paths=tuple(str(folder / each) for each in plugins.paths))
+
+
+def decode_options(options: type[T], written: Mapping[str, object], *, source: str) -> T:
+    """Give options of a plugin, written as in a configuration, as its own type; ``source`` names them in what is wrong.
+
+    Raises:
+        ConfigurationError: They are not what the type allows.
+    """
+    tree = cast("dict[str, Plain]", to_builtins(dict(written), enc_hook=str))  # a mapping's copy is one
+    return Document(source, tree).decode(options)
 
 
 def configuration_schema() -> dict[str, object]:

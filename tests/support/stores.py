@@ -14,11 +14,13 @@ from moorage import (
     Condition,
     ConditionFailed,
     Driver,
+    DriverFactory,
     Entry,
     KeyInvalid,
     KeyUnknown,
     Listing,
     MemoryDriver,
+    NoOptions,
     RangeUnsatisfiable,
     Reader,
     Stat,
@@ -111,6 +113,15 @@ class MinimalDriver(Driver):
         found = listed(self.objects, prefix, delimiter)
         page = [key for key in found if key > after]
         return Listing(tuple(map(Entry, page[:limit])), more=len(page) > limit)
+
+
+@asynccontextmanager
+async def _open_minimal(options: NoOptions) -> AsyncGenerator[Driver]:
+    del options
+    yield MinimalDriver()
+
+
+MINIMAL = DriverFactory(NoOptions, _open_minimal, shared=False)
 
 
 def listed(keys: Iterable[str], prefix: str, delimiter: str) -> list[str]:

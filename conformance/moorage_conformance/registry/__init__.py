@@ -9,8 +9,9 @@ declines in a way that it may. The cases leave the repositories in which they wo
 
 from __future__ import annotations
 
+from moorage_conformance.report import Outcome, Report, Result
+
 from .case import VERSIONS, Capability, Case, CheckFailed, NotOffered, Version
-from .report import Outcome, Report, Result
 from .runner import CASES, GROUPS, CannotCheck, check_registry, select
 
 __all__ = [

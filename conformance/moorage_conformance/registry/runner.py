@@ -9,12 +9,13 @@ from urllib.parse import urlsplit
 import httpx
 import trio
 
+from moorage_conformance.report import Outcome, Report, Result
+
 from . import base, blobs, deletes, errors, manifests, referrers, tags, uploads
 from .answer import CheckFailed, NotOffered, first_failure
 from .capabilities import Capabilities
 from .case import Case, Group, Version
 from .client import Client, open_client
-from .report import Outcome, Report, Result
 from .scratch import Scratch
 
 __all__ = ["CASES", "GROUPS", "CannotCheck", "check_registry", "registry_url", "select"]
@@ -113,7 +114,13 @@ async def check_registry(
             for _ in range(max(1, concurrency)):
                 nursery.start_soon(work)
     ordered = tuple(results[at] for at in range(len(cases)))
-    return Report(url=base_url, version=version, seconds=trio.current_time() - began, results=ordered)
+    return Report(
+        kind="registry",
+        subject=base_url,
+        standard=f"OCI distribution specification {version}",
+        seconds=trio.current_time() - began,
+        results=ordered,
+    )
 
 
 async def _check_reachable(registry: Client) -> None:

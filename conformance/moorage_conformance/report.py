@@ -36,12 +36,12 @@ MARKS = {
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """How one case ended, and why if it did not pass."""
+    """How one case ended, and why if it did not pass; `section` is where its standard has the requirement."""
 
     group: str
     name: str
-    section: str
-    since: str
+    section: str = ""
+    since: str = ""
     requirement: str
     outcome: Outcome
     reason: str
@@ -54,10 +54,14 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """The results of one run against one registry, in the order of the tables."""
+    """The results of one run of a kit, in the order of its tables.
 
-    url: str
-    version: str
+    `kind` is what was checked (`registry`, `driver`, `plugin`), `subject` which one, and `standard` against what.
+    """
+
+    kind: str
+    subject: str
+    standard: str
     seconds: float
     results: tuple[Result, ...]
 
@@ -77,8 +81,13 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def write_json(self, path: Path) -> None:
         """Write everything as JSON."""
         counts = {str(outcome): self.count(outcome) for outcome in Outcome}
-        document = {"url": self.url, "version": self.version, "seconds": self.seconds, "counts": counts}
-        path.write_bytes(msgspec.json.format(msgspec.json.encode({**document, "results": self.results})) + b"\n")
+        document = {"kind": self.kind, "subject": self.subject, "standard": self.standard}
+        path.write_bytes(
+            msgspec.json.format(
+                msgspec.json.encode({**document, "seconds": self.seconds, "counts": counts, "results": self.results})
+            )
+            + b"\n"
+        )
 
     def write_junit(self, path: Path) -> None:
         """Write what continuous integration reads: a suite per group, failures and errors as elements."""
@@ -87,7 +96,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             suite = ET.SubElement(root, "testsuite", {"name": group, **self._totals(results)})
             for result in results:
                 attributes = {
-                    "classname": f"registry.{group}",
+                    "classname": f"{self.kind}.{group}",
                     "name": result.name,
                     "time": f"{result.seconds:.3f}",
                 }
@@ -144,14 +153,14 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     def _closing(self, *, strict: bool) -> Text:
         wrong = self.count(Outcome.FAILED) + self.count(Outcome.ERROR)
         skipped = self.count(Outcome.SKIPPED)
-        of = f"OCI distribution specification {self.version}, {len(self.results)} cases in {self.seconds:.1f} s"
+        of = f"{self.standard}, {len(self.results)} cases in {self.seconds:.1f} s"
         if wrong:
-            return Text(f"{self.url} does not conform: {wrong} failed ({of}).", style="bold red")
+            return Text(f"{self.subject} does not conform: {wrong} failed ({of}).", style="bold red")
         if skipped and strict:
             return Text(
-                f"{self.url} conforms, but {skipped} were skipped, which --strict counts ({of}).", style="bold red"
+                f"{self.subject} conforms, but {skipped} were skipped, which --strict counts ({of}).", style="bold red"
             )
-        return Text(f"{self.url} conforms, {skipped} skipped ({of}).", style="bold green")
+        return Text(f"{self.subject} conforms, {skipped} skipped ({of}).", style="bold green")
 
 
 def _printable(text: str) -> str:

@@ -1,0 +1,193 @@
+"""Cases about uploads: invisible until committed, and resumed by whoever has the token."""
+
+from contextlib import AsyncExitStack
+
+from moorage import UploadBusy, UploadGone
+
+from .case import Group
+from .expect import content, equal, exists, keys, refuses, true
+from .store import Store
+
+case = Group("uploads", "Uploads")
+
+MIB = 1 << 20
+
+
+@case()
+async def an_upload_is_seen_when_it_is_committed(store: Store) -> None:
+    """An upload in pieces of any size, also none, is nowhere until its commit, and then whole."""
+    driver = store.driver
+    large = 3 * MIB if store.fast else 20 * MIB
+    plans = {"small": [1] * 300 + [0, 7, 0], "large": [MIB] * (large // MIB) + [1], "nothing": [0]}
+    for name, sizes in plans.items():
+        expected = b""
+        async with driver.open_upload("uploads/1/data", f"blobs/{name}") as upload:
+            for number, size in enumerate(sizes):
+                piece = bytes([number % 251]) * size
+                await upload.write(piece)
+                expected += piece
+                equal(upload.offset, len(expected), "the offset")
+            equal(await exists(driver, f"blobs/{name}"), False, "whether it is there before its commit")
+            await upload.commit(f"blobs/{name}")
+        equal(await content(driver, f"blobs/{name}"), expected, f"what was committed ({name})")
+        await driver.delete_below("uploads/1/")
+    equal(await keys(driver), sorted(f"blobs/{name}" for name in plans), "the list of all keys")
+
+
+@case()
+async def an_upload_goes_on_elsewhere(store: Store) -> None:
+    """An upload is suspended and resumed again and again, each time by another opening of the store."""
+    async with store.open() as first, first.open_upload("uploads/1/data") as upload:
+        await upload.write(b"one, ")
+        await upload.write(b"two, ")
+        token, offset = await upload.suspend(), upload.offset
+    for text in (b"three, ", b"", b"four"):
+        async with store.open() as another, another.resume_upload(token, offset) as again:
+            equal(again.offset, offset, "the offset of a resumed upload")
+            await again.write(text)
+            token, offset = await again.suspend(), again.offset
+    true(len(token) <= 64 << 10, f"a token has {len(token)} bytes; at most 64 KiB are kept")
+    async with store.open() as last, last.resume_upload(token, offset) as finished:
+        await finished.commit("a/b")
+    async with store.open() as reader:
+        equal(await content(reader, "a/b"), b"one, two, three, four", "what was committed")
+
+
+@case("shared")
+async def an_upload_outlives_its_process(store: Store) -> None:
+    """An upload whose process is killed goes on in another from what its last `suspend` answered for."""
+    for texts in (("one",), ("one", ", two"), ("x" * 70_000, "y", "z" * 10)):
+        async with store.process("append", "uploads/1/data", *texts) as process:
+            said = [await process.line() for _ in texts]
+            await process.line()
+            await process.kill()
+        token, offset = said[-1].split()
+        async with store.process("resume", token, offset, "!", "a/b") as process:
+            equal(await process.line(), "done", "what the process said that goes on")
+        whole = ("".join(texts) + "!").encode()
+        equal(await content(store.driver, "a/b"), whole, "what was committed")
+        await store.driver.delete_below("uploads/1/")
+        await store.driver.delete("a/b")
+
+
+@case()
+async def bytes_that_no_token_answers_for_are_dropped(store: Store) -> None:
+    """What was written after the last `suspend` is not in what is resumed."""
+    driver = store.driver
+    more = b" and " + b"x" * (MIB if store.fast else 9 * MIB)
+    async with driver.open_upload("uploads/1/data") as upload:
+        await upload.write(b"kept")
+        token = await upload.suspend()
+        await upload.write(more)
+    async with driver.resume_upload(token, 4) as upload:
+        await upload.write(b"!")
+        token = await upload.suspend()
+        await upload.write(b"lost")
+        await upload.drop_beyond(5)
+    async with driver.resume_upload(token, 5) as upload:
+        await upload.commit("a")
+    equal(await content(driver, "a"), b"kept!", "what was committed")
+
+
+@case()
+async def a_token_that_means_nothing_is_gone(store: Store) -> None:
+    """A token that is none, or of an upload that has ended, or an offset that it does not reach, raise `UploadGone`."""
+    driver = store.driver
+    async with driver.open_upload("uploads/1/data") as upload:
+        await upload.write(b"four")
+        token = await upload.suspend()
+    wrong = [(token, 5), (b"", 0), (b"nonsense", 0), (b"\xff\0/../..", 0), (b"{}", 0), (b"uploads/2/data", 0)]
+    for each, offset in wrong:
+        with refuses(UploadGone, what=f"resuming {each!r} at {offset}"):
+            async with driver.resume_upload(each, offset):
+                pass
+    async with driver.resume_upload(token, 4) as upload:
+        await upload.commit("a")
+    with refuses(UploadGone, what="resuming what was committed"):
+        async with driver.resume_upload(token, 4):
+            pass
+    equal(await content(driver, "a"), b"four", "what was committed")
+
+
+@case()
+async def an_aborted_upload_leaves_nothing(store: Store) -> None:
+    """An aborted upload is gone with all its bytes; to abort it once more is no error."""
+    driver = store.driver
+    size = MIB if store.fast else 9 * MIB
+    async with driver.open_upload("uploads/1/data") as upload:
+        await upload.write(b"x" * size)
+        token = await upload.suspend()
+        await upload.abort()
+        await upload.abort()
+    with refuses(UploadGone, what="resuming what was aborted"):
+        async with driver.resume_upload(token, size):
+            pass
+    equal(await keys(driver), [], "the list of all keys")
+
+
+@case()
+async def an_abandoned_upload_lies_below_its_key(store: Store) -> None:
+    """What an abandoned upload leaves lies at or below its key, where `delete_below` takes it."""
+    driver = store.driver
+    async with driver.open_upload("uploads/1/data") as upload:
+        await upload.write(b"x" * (MIB if store.fast else 9 * MIB))
+        await upload.suspend()
+    left = await keys(driver)
+    true(all(key.startswith("uploads/1/") for key in left), f"an abandoned upload leaves {left}")
+    await driver.delete_below("uploads/1/")
+    equal(await keys(driver), [], "the list of all keys")
+
+
+@case()
+async def a_commit_replaces_and_may_go_elsewhere(store: Store) -> None:
+    """A commit replaces what is there, and may go to another key than the one announced."""
+    driver = store.driver
+    await driver.write("a/b", b"old")
+    for destination in ("a/b", "c/d"):
+        async with driver.open_upload("uploads/1/data", "x/announced") as upload:
+            await upload.write(destination.encode())
+            await upload.commit(destination)
+        equal(await content(driver, destination), destination.encode(), "what was committed")
+    await driver.delete_below("uploads/1/")
+    equal(await keys(driver), ["a/b", "c/d"], "the list of all keys")
+
+
+@case("exclusive_uploads")
+async def an_upload_has_one_holder(store: Store) -> None:
+    """While one holds an upload, another gets `UploadBusy`; afterwards it is free."""
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(store.open())
+        async with first.open_upload("uploads/1/data") as upload:
+            await upload.write(b"one")
+            token = await upload.suspend()
+        second = await stack.enter_async_context(store.open())
+        async with first.resume_upload(token, 3):
+            with refuses(UploadBusy, what="resuming what another holds"):
+                async with second.resume_upload(token, 3):
+                    pass
+        async with second.resume_upload(token, 3) as upload:
+            await upload.commit("a")
+    equal(await content(store.driver, "a"), b"one", "what was committed")
+
+
+@case()
+async def a_name_has_one_holder(store: Store) -> None:
+    """`hold` gives a name again once its holder has left, and different names at once."""
+    driver = store.driver
+    for _ in range(2):
+        async with driver.hold("work") as first, driver.hold("other-work") as other:
+            equal((first, other), (True, True), "whether free names were given")
+
+
+@case("shared")
+async def a_name_has_one_holder_over_processes(store: Store) -> None:
+    """What one process holds no other is given, until it leaves or dies."""
+    for end in ("go", "kill"):
+        async with store.process("hold", "work") as process:
+            equal(await process.line(), "held", "what the first process said")
+            async with store.driver.hold("work") as held:
+                equal(held, False, "whether a second process was given the name too")
+            await (process.go() if end == "go" else process.kill())
+            await process.line()
+        async with store.driver.hold("work") as held:
+            equal(held, True, f"whether the name was given after its holder's end ({end})")
