@@ -314,6 +314,16 @@ def has_open_keys(info: inspect.StructType) -> bool:
     return bool(getattr(info.cls, "open_keys", False))
 
 
+def takes_mapping(info: inspect.Type) -> bool:
+    """Tell whether a type reads its own settings, and a mapping is among what it takes."""
+    setting = setting_type(info)
+    if setting is None:
+        return False
+    schema = setting.setting_schema
+    alternatives = cast("list[dict[str, object]]", schema.get("anyOf", [schema]))  # as JSON Schema has it
+    return any(each.get("type") == "object" for each in alternatives)
+
+
 def _means(value: Plain, wanted: object) -> bool:
     if isinstance(wanted, str):
         return isinstance(value, str) and value == wanted

@@ -5,7 +5,8 @@ The rule, for a name like ``REGISTRY_HTTP_HEADERS_X_0``:
 - Variables apply in the lexical order of their names, so a section comes before what lies in it.
 - The name is split at each ``_``; hence no key that contains one can be reached.
 - At a section with fixed keys, a word is the key in capitals; five keys have another word, and their annotation says so.
-- At a mapping with free keys, a word is an existing key whatever its case, else a new key in lower case.
+- At a mapping with free keys, a word is an existing key whatever its case, else a new key in lower case; so, too, at a
+  value that a type of its own reads from a mapping.
 - At a list, a word is a position; the one after the last appends.
 - The value is YAML, and replaces what was there as a whole.
 
@@ -17,7 +18,16 @@ from typing import Final
 
 from msgspec import Struct, inspect
 
-from ._document import Document, annotation, has_open_keys, inspected, is_anything, is_spared, shorthand
+from ._document import (
+    Document,
+    annotation,
+    has_open_keys,
+    inspected,
+    is_anything,
+    is_spared,
+    shorthand,
+    takes_mapping,
+)
 from ._yaml import DEEPEST_NESTING, Key, Plain, one_line, read_yaml
 
 PREFIX: Final = "REGISTRY_"
@@ -95,6 +105,8 @@ class _Override:
                 return self._in_list(other, current, words, key)
             case other if is_anything(other):
                 return self._in_mapping(other, current, words, key)
+            case other if takes_mapping(other):
+                return self._in_mapping(inspected(object), current, words, key)
             case _:
                 raise _NamesNothingError
 

@@ -5,7 +5,7 @@ import json
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 import pytest
 import yaml
@@ -22,6 +22,7 @@ from moorage._configuration import (
     load_configuration,
 )
 from moorage._document import inspected, json_schema
+from moorage._patterns import Regex
 
 Load = Callable[..., LoadedConfiguration]
 
@@ -648,6 +649,39 @@ def test_a_variable_sets_what_the_options_of_a_plugin_have(load: Load) -> None:
     assert loaded.warnings == ()
     machines = loaded.configuration.decode("validation.manifests.machines", Machines)
     assert machines == Machines((Machine("amd64"), Machine("arm64")))
+
+
+class Place:
+    """A setting that is read from text or a mapping."""
+
+    setting_schema: ClassVar[dict[str, object]] = {"anyOf": [{"type": "string"}, {"type": "object"}]}
+
+    def __init__(self, told: object) -> None:
+        self.told = told
+
+    @classmethod
+    def from_setting(cls, value: object) -> "Place":
+        return cls(value)
+
+
+class Places(Struct, frozen=True, forbid_unknown_fields=True):
+    places: tuple[Place, ...] = ()
+    patterns: tuple[Regex, ...] = ()
+
+
+def test_a_variable_sets_a_part_of_what_a_plugin_reads_from_a_mapping(load: Load) -> None:
+    environ = {
+        "REGISTRY_MAPS_PATTERNS_0": "a+",
+        "REGISTRY_MAPS_PATTERNS_0_X": "b",
+        "REGISTRY_MAPS_PLACES_0_OS": "linux",
+        "REGISTRY_MAPS_PLACES_0_VERSION": "'1'",
+        "REGISTRY_MAPS_PLACES_1": "here",
+    }
+    loaded = load(with_storage(""), environ, claimed={"maps": Places})
+    assert loaded.warnings == ("REGISTRY_MAPS_PATTERNS_0_X: names no setting; ignored",)
+    found = loaded.configuration.decode("maps", Places)
+    assert [place.told for place in found.places] == [{"os": "linux", "version": "1"}, "here"]
+    assert found.patterns == (Regex("a+"),)
 
 
 def test_a_claimed_section_may_have_keys_of_the_plugins_own(load: Load) -> None:
