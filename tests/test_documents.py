@@ -13,6 +13,7 @@ import yaml
 import moorage
 from moorage import PluginManager, RegistryError, configuration_schema
 from moorage_app import hooks as app_hooks
+from opening import loaded
 
 TOP = Path(__file__).parent.parent
 PLUGINS = (TOP / "plugins.md").read_text(encoding="utf-8")
@@ -88,6 +89,20 @@ def test_every_yaml_in_the_readme_is_a_configuration() -> None:
     assert blocks
     for block in blocks:
         assert _errors(yaml.safe_load(block)) == []
+
+
+def _rule_examples() -> list[str]:
+    text = (TOP / "docs/rules.md").read_text(encoding="utf-8")
+    return re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+
+
+def test_there_are_examples_of_rules() -> None:
+    assert len(_rule_examples()) >= 2
+
+
+@pytest.mark.parametrize("at", range(len(_rule_examples())))
+def test_every_example_of_a_rule_is_a_configuration_that_is_in_effect(at: int) -> None:
+    assert loaded(_rule_examples()[at]).warnings == ()
 
 
 def _error_classes(base: type[RegistryError]) -> list[type[RegistryError]]:
