@@ -1,10 +1,14 @@
 """Each package is imported in a fresh interpreter, which then looks at what came with it."""
 
+import ast
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+TOP = Path(__file__).parent.parent
 
 PACKAGES = {"moorage", "moorage_drivers", "moorage_middleware", "moorage_app", "moorage_conformance"}
 BELOW = {
@@ -72,3 +76,43 @@ print(json.dumps([name for name in sys.modules if name.startswith(("moorage_driv
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []
+
+
+def _read_of_platforms(source: str) -> list[str]:
+    """Return what in `source` could decide something by platform, each with its line."""
+    found: list[str] = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Attribute(value=ast.Name(id="sys"), attr="platform"):
+                pass
+            case ast.Attribute(attr="platform"):
+                found.append(f"{node.lineno}: attribute")
+            case ast.keyword(arg="platform"):
+                found.append(f"{node.lineno}: argument")
+            case ast.Constant(value="platform"):
+                found.append(f"{node.lineno}: text")
+            case ast.MatchClass(kwd_attrs=names) if "platform" in names:
+                found.append(f"{node.lineno}: pattern")
+            case _:
+                pass
+    return found + [f"{at}: word" for at, line in enumerate(source.splitlines(), 1) if "sparse" in line.lower()]
+
+
+def test_what_reads_a_platform_is_found() -> None:
+    source = "a.platform\nsys.platform\nf(platform=1)\ngetattr(a, 'platform')\nmatch a:\n  case B(platform=p): pass\n# Sparse\n"
+    assert [each.split(": ")[1] for each in sorted(_read_of_platforms(source))] == [
+        "attribute",
+        "argument",
+        "text",
+        "pattern",
+        "word",
+    ]
+    assert _read_of_platforms("class Descriptor:\n    platform: Platform | None = None\n") == []
+
+
+def test_the_core_decides_nothing_by_platform() -> None:
+    core = TOP / "core/moorage"
+    found = {path.name: reads for path in core.rglob("*.py") if (reads := _read_of_platforms(path.read_text()))}
+    # The look at JSON keys that differ only in case.
+    assert list(found) == ["_manifests.py"]
+    assert [each.split(": ")[1] for each in found["_manifests.py"]] == ["text"]
