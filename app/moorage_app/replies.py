@@ -104,7 +104,7 @@ def respond(request: Request, operation: Operation[object], reply: object, prefi
         case UploadCancelled():
             return _empty(204, [(b"docker-upload-uuid", reply.upload_id.encode())])
         case Deleted():
-            return _empty(202, [])
+            return _empty(202, _warnings(reply.warnings))
         case TagList():
             return _tag_list(operation, reply, prefix)
         case RepositoryList():

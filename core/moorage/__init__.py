@@ -8,9 +8,9 @@
 
 Imports point downward, within the core too, in this order:
 
-    _errors  _digests  _names  _manifests  _driver  _memory  _operations  _decisions  _layout  _concurrency  _listing
-    _links  _tags  _referrers  _uploads  _registry  _yaml  _document  _settings  _environment  _configuration  _hooks
-    _patterns  _rules  _watch  _calls  _judging  _plugin_files  _plugins  _assembly
+    _errors  _digests  _names  _patterns  _manifests  _driver  _memory  _operations  _decisions  _layout  _concurrency
+    _listing  _links  _tags  _referrers  _uploads  _registry  _yaml  _document  _settings  _environment  _configuration
+    _hooks  _rules  _watch  _calls  _judging  _plugin_files  _plugins  _assembly
 """
 
 from ._assembly import OpenedRegistry, check_options, claimed_sections, open_registry
@@ -71,6 +71,7 @@ from ._errors import (
     StoreFull,
     StoreReadOnly,
     StoreUnavailable,
+    TagFixed,
     TagInvalid,
     TooManyRequests,
     Unauthorized,
@@ -279,6 +280,7 @@ __all__ = [
     "StoreUnavailable",
     "Tag",
     "TagCondition",
+    "TagFixed",
     "TagInvalid",
     "TagList",
     "TooManyRequests",

@@ -183,6 +183,8 @@ class Driver(ABC):
     name: str
     capabilities: Capabilities
 
+    _held: set[str] | None = None
+
     @abstractmethod
     async def stat(self, key: str) -> Stat:
         """Return what is known of `key`.
@@ -305,11 +307,21 @@ class Driver(ABC):
     async def hold(self, name: str) -> AsyncGenerator[bool]:
         """Try to be the only holder of `name` over all processes; give whether that worked.
 
-        For work on a clock that one process should do. The default says yes: right for a store of one process.
+        It never waits, and what is held is free again at the latest when the process has ended. For work on a clock
+        that one process should do, and for steps that others must not come between (fixed tags). The default knows the
+        holders of this object alone: right for a store of one process.
         """
-        del name
         await trio.lowlevel.checkpoint()
-        yield True
+        if self._held is None:
+            self._held = set()
+        if name in self._held:
+            yield False
+            return
+        self._held.add(name)
+        try:
+            yield True
+        finally:
+            self._held.discard(name)
 
 
 class _Parts(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@
     ├── UploadInvalid                 400 BLOB_UPLOAD_INVALID
     ├── UploadOutOfOrder              416 BLOB_UPLOAD_INVALID       carries where the upload stands
     ├── PreconditionFailed            412 MANIFEST_INVALID          If-Match, If-None-Match, a tag that has moved
+    │   └── TagFixed                  412 MANIFEST_INVALID          carries the tags that may not move or vanish
     ├── Unsupported                   405 UNSUPPORTED
     ├── ParameterInvalid              400 UNSUPPORTED               a query parameter that cannot be understood
     ├── Unauthorized                  401 UNAUTHORIZED              carries the challenges
@@ -47,6 +48,8 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 DriverVerb = Literal["stat", "open", "write", "list", "delete", "copy", "url", "upload", "hold"]
+
+_SHOWN = 5
 
 
 class RegistryError(Exception):
@@ -205,6 +208,21 @@ class PreconditionFailed(RegistryError):
 
     code = "MANIFEST_INVALID"
     status = 412
+
+
+class TagFixed(PreconditionFailed):
+    """The tag condition of an operation does not hold: fixed tags would come to mean something else, or nothing.
+
+    `tags` are those tags, and `digest` is what they mean.
+    """
+
+    def __init__(self, tags: Sequence[str], digest: str) -> None:
+        """Make an error that names the fixed `tags`, of which there is at least one, and the `digest` they mean."""
+        shown = ", ".join(tags[:_SHOWN]) + (f" and {len(tags) - _SHOWN} more" if len(tags) > _SHOWN else "")
+        subject = f"the tag {shown} is fixed and means" if len(tags) == 1 else f"the tags {shown} are fixed and mean"
+        super().__init__(f"{subject} {digest}", detail={"tags": list(tags), "digest": digest})
+        self.tags: tuple[str, ...] = tuple(tags)
+        self.digest = digest
 
 
 class Unsupported(RegistryError):

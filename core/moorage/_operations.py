@@ -10,7 +10,6 @@ A reply that carries bytes is not open yet, so nothing leaks where it is dropped
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from enum import Enum
 from typing import Generic, Literal, Protocol, TypeVar
 
 import msgspec
@@ -19,6 +18,7 @@ from ._digests import Digest
 from ._driver import Reader
 from ._manifests import Descriptor, Manifest
 from ._names import Reference, RepositoryName, Tag
+from ._patterns import Glob
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -201,9 +201,10 @@ class ManifestPushed(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Deleted(msgspec.Struct, frozen=True, kw_only=True):
-    """It is gone; `tags` are those that went with it."""
+    """It is gone; `tags` are those that went with it, `warnings` are sentences for the client's user."""
 
     tags: tuple[Tag, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class TagList(msgspec.Struct, frozen=True, kw_only=True):
@@ -253,10 +254,28 @@ class PullBlob(_PullOperation[Blob], frozen=True, kw_only=True):
     digest: Digest
 
 
-class TagCondition(Enum):
-    """What must be true of a tag before a push may write it; enforced in the very moment of the write."""
+class TagCondition(msgspec.Struct, frozen=True, kw_only=True):
+    """Which tags are fixed: what such a tag means, it goes on to mean.
 
-    ABSENT_OR_SAME = "absent or same digest"
+    It is enforced in the very moment of a write or delete: `TagFixed` where it does not hold. For a tag that means
+    nothing it always holds.
+
+    Attributes:
+        tags: patterns of the tags that are fixed; without any all are.
+        but: patterns of tags that are not, although `tags` has them.
+        also: what somebody else wants fixed too.
+    """
+
+    tags: tuple[Glob, ...] = ()
+    but: tuple[Glob, ...] = ()
+    also: "TagCondition | None" = None
+
+    def fixes(self, tag: str) -> bool:
+        """Return whether `tag` is one of the fixed ones."""
+        named = not self.tags or any(pattern.matches(tag) for pattern in self.tags)
+        if named and not any(pattern.matches(tag) for pattern in self.but):
+            return True
+        return self.also is not None and self.also.fixes(tag)
 
 
 class Match(msgspec.Struct, frozen=True):
@@ -280,7 +299,7 @@ class PushManifest(_PushOperation[ManifestPushed], frozen=True, kw_only=True):
         tags: further tags to write (end-7b). Several tags are not one transaction.
         if_match: what `reference` must mean now.
         if_none_match: what `reference` must not mean now.
-        tag_condition: what must be true of every tag that is written.
+        tag_condition: which of the tags that are written may only be new, or mean this digest already.
         unchecked: skip the rules and the look for missing references. For mirrors and copies inside the process;
             no route ever sets it.
     """
@@ -296,17 +315,22 @@ class PushManifest(_PushOperation[ManifestPushed], frozen=True, kw_only=True):
 
 
 class DeleteTag(_DeleteOperation[Deleted], frozen=True, kw_only=True):
-    """Make a tag mean nothing (end-9)."""
+    """Make a tag mean nothing (end-9), unless `tag_condition` fixes it."""
 
     tag: Tag
     if_match: Match | None = None
+    tag_condition: TagCondition | None = None
 
 
 class DeleteManifest(_DeleteOperation[Deleted], frozen=True, kw_only=True):
-    """Take a manifest, and every tag that means it, out of a repository (end-9)."""
+    """Take a manifest, and every tag that means it, out of a repository (end-9).
+
+    Not if `tag_condition` fixes one of these tags.
+    """
 
     digest: Digest
     if_match: Match | None = None
+    tag_condition: TagCondition | None = None
 
 
 class DeleteBlob(_DeleteOperation[Deleted], frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ Answers for the OCI distribution spec. Rules this file keeps:
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, nullcontext
 from functools import partial
 from typing import cast
 
@@ -296,9 +296,12 @@ class Registry:
         if not operation.unchecked:
             warnings = await self._check_references(operation, manifest)
             warnings += await self._decisions.validate_manifest(operation, manifest, self._view)
-        await self._store_manifest(repository, manifest)
-        for tag in tags:
-            await self._tags.write(operation, tag, digest)
+        condition = operation.tag_condition
+        fixed = condition is not None and any(condition.fixes(tag) for tag in tags)
+        async with self._tags.held(repository, digest) if fixed else nullcontext():
+            await self._store_manifest(repository, manifest)
+            for tag in tags:
+                await self._tags.write(operation, tag, digest)
         return ManifestPushed(
             repository=repository,
             descriptor=manifest.descriptor,
@@ -358,9 +361,9 @@ class Registry:
 
         Raises:
             ManifestUnknown: it means nothing already.
-            PreconditionFailed: it means something else than `if_match` names.
+            PreconditionFailed: it is fixed, or means something else than `if_match` names.
         """
-        if not await self._tags.remove(operation.repository, operation.tag, operation.if_match):
+        if not await self._tags.remove(operation):
             raise _manifest_unknown(operation.repository, operation.tag)
         return Deleted(tags=(operation.tag,))
 
@@ -369,8 +372,15 @@ class Registry:
 
         Raises:
             ManifestUnknown: it is not there.
-            PreconditionFailed: `if_match` names another digest.
+            PreconditionFailed: a fixed tag means it, or `if_match` names another digest.
         """
+        repository, digest = operation.repository, operation.digest
+        if operation.tag_condition is None:
+            return await self._delete_manifest(operation)
+        async with self._tags.held(repository, digest):
+            return await self._delete_manifest(operation)
+
+    async def _delete_manifest(self, operation: DeleteManifest) -> Deleted:
         repository, digest = operation.repository, operation.digest
         key = layout.revision_link(repository, digest)
         if not await exists(self._driver, key):
@@ -382,6 +392,8 @@ class Registry:
             raise _manifest_unknown(repository, digest)
         if operation.if_match is not None and not operation.if_match.matches(digest):
             raise PreconditionFailed("the digest is another one", detail={"digest": digest})
+        if operation.tag_condition is not None:
+            await self._tags.check_fixed(repository, digest, operation.tag_condition)
         # Read while it can be: the referrer entry to remove is named by the manifest's subject.
         try:
             manifest = await self._manifest(repository, digest)

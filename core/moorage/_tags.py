@@ -5,20 +5,29 @@ meant, and nobody needs it to answer a client.
 """
 
 import logging
+import random
+import zlib
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import trio
 
 from . import _layout as layout
 from ._concurrency import map_bounded
 from ._digests import Digest
 from ._driver import Condition, Driver, Unchanged
-from ._errors import ConditionFailed, InternalError, PreconditionFailed, TagInvalid, Unavailable
+from ._errors import ConditionFailed, InternalError, PreconditionFailed, TagFixed, TagInvalid, Unavailable
 from ._links import exists, read_link, read_versioned_link
 from ._listing import names_below
 from ._names import Reference, RepositoryName, Tag
-from ._operations import Match, PushManifest, TagCondition
+from ._operations import DeleteTag, PushManifest, TagCondition
 
 _log = logging.getLogger("moorage.registry")
 
 _CAS_TRIES = 16
+_HOLDS = 1024
+_HOLD_SECONDS = 10.0
+_HOLD_PAUSE_SECONDS = (0.001, 0.01)
 _ALL = 1 << 30
 
 
@@ -53,9 +62,31 @@ class Tags:
         """
         if push.if_match or push.if_none_match:
             _check_match(push, await self.meaning(push.repository, push.reference))
-        if push.tag_condition is TagCondition.ABSENT_OR_SAME:
-            for tag in tags:
-                _check_tag_condition(tag, await self.meaning(push.repository, tag), digest)
+        for tag in tags:
+            if _is_fixed(push.tag_condition, tag):
+                _check_fixed(tag, await self.meaning(push.repository, tag), digest)
+
+    @asynccontextmanager
+    async def held(self, repository: RepositoryName, digest: Digest) -> AsyncGenerator[None]:
+        """Be the only one, over all processes, who makes fixed tags mean `digest` or deletes it.
+
+        A delete looks whether fixed tags mean the manifest before it takes it away, and none may come to mean it in
+        between. So pushes of fixed tags and deletes under a tag condition hold the digest meanwhile; nobody else does.
+
+        Raises:
+            Unavailable: others held it all the time.
+        """
+        # Stores keep something for each name that was ever held, so there are not too many of them.
+        name = f"tags-{zlib.crc32(f'{repository}@{digest}'.encode()) % _HOLDS:03x}"
+        deadline = trio.current_time() + _HOLD_SECONDS
+        while True:
+            async with self._driver.hold(name) as held:
+                if held:
+                    yield
+                    return
+            if trio.current_time() > deadline:
+                raise Unavailable(f"{digest} is being tagged or deleted by too many at once", retry_after=1)
+            await trio.sleep(random.uniform(*_HOLD_PAUSE_SECONDS))  # noqa: S311 - so that nobody keeps step
 
     async def write(self, push: PushManifest, tag: Tag, digest: Digest) -> None:
         """Make `tag` mean `digest`, if the conditions of `push` hold in that very moment.
@@ -68,15 +99,16 @@ class Tags:
         await self._driver.write(layout.tag_index_link(repository, tag, digest), content)
         key = layout.tag_current_link(repository, tag)
         matched = tag == push.reference and bool(push.if_match or push.if_none_match)
-        if not matched and push.tag_condition is None:
+        fixed = _is_fixed(push.tag_condition, tag)
+        if not matched and not fixed:
             await self._driver.write(key, content)
             return
         for _ in range(_CAS_TRIES):
             condition, current = await self._state(repository, tag)
             if matched:
                 _check_match(push, current)
-            if push.tag_condition is TagCondition.ABSENT_OR_SAME:
-                _check_tag_condition(tag, current, digest)
+            if fixed:
+                _check_fixed(tag, current, digest)
             try:
                 await self._driver.write(key, content, condition=condition)
             except ConditionFailed:
@@ -91,16 +123,19 @@ class Tags:
             link = None
         return condition, link
 
-    async def remove(self, repository: RepositoryName, tag: Tag, if_match: Match | None) -> bool:
+    async def remove(self, delete: DeleteTag) -> bool:
         """Make a tag mean nothing; return whether it meant something.
 
         Raises:
-            PreconditionFailed: it means what `if_match` does not name.
+            PreconditionFailed: it is fixed, or means what `delete` does not name.
         """
+        repository, tag, if_match = delete.repository, delete.tag, delete.if_match
         for _ in range(_CAS_TRIES):
             condition, current = await self._state(repository, tag)
             if current is None:
                 return False
+            if _is_fixed(delete.tag_condition, tag):
+                raise TagFixed([tag], current)
             if if_match is not None and not if_match.matches(current):
                 raise PreconditionFailed("the tag has moved", detail={"tag": tag, "digest": current})
             if await self._remove(repository, tag, condition):
@@ -124,18 +159,38 @@ class Tags:
         """Remove the tags that mean `digest`; return them."""
 
         async def remove(tag: Tag) -> bool:
-            try:
-                link, condition = await read_versioned_link(self._driver, layout.tag_current_link(repository, tag))
-            except InternalError as error:
-                # A link that holds no digest means no manifest; that of others must not keep this one.
-                _log.warning("%s", error)
-                return False
+            link, condition = await self._readable(repository, tag)
             return link == digest and await self._remove(repository, tag, condition)
 
         # All at once: for a page, some stores look through all of them.
         tags, _ = await self.page(repository, after="", limit=_ALL)
         gone = await map_bounded(remove, tags, limit=self._reads_at_once)
         return tuple(tag for tag, was_removed in zip(tags, gone, strict=True) if was_removed)
+
+    async def check_fixed(self, repository: RepositoryName, digest: Digest, condition: TagCondition) -> None:
+        """Look whether tags that `condition` fixes mean `digest`, which is here; whoever asks holds it.
+
+        Raises:
+            TagFixed: some do.
+        """
+
+        async def means(tag: Tag) -> bool:
+            return (await self._readable(repository, tag))[0] == digest
+
+        tags, _ = await self.page(repository, after="", limit=_ALL)
+        fixed = [tag for tag in tags if condition.fixes(tag)]
+        found = await map_bounded(means, fixed, limit=self._reads_at_once)
+        if meant := [tag for tag, means_it in zip(fixed, found, strict=True) if means_it]:
+            raise TagFixed(meant, digest)
+
+    async def _readable(self, repository: RepositoryName, tag: Tag) -> tuple[Digest | None, Condition | None]:
+        """Return what the link of a tag holds, and the condition that it still does."""
+        try:
+            return await read_versioned_link(self._driver, layout.tag_current_link(repository, tag))
+        except InternalError as error:
+            # A link that holds no digest means no manifest; that of others must not keep this one.
+            _log.warning("%s", error)
+            return None, None
 
     async def page(self, repository: RepositoryName, *, after: str, limit: int) -> tuple[list[Tag], bool]:
         """Return up to `limit` tags in byte order after `after`, and whether more follow."""
@@ -165,6 +220,10 @@ def _check_match(push: PushManifest, current: Digest | None) -> None:
         raise PreconditionFailed("the reference means what If-None-Match excludes", detail=detail)
 
 
-def _check_tag_condition(tag: Tag, current: Digest | None, digest: Digest) -> None:
-    if current not in {None, digest}:
-        raise PreconditionFailed(f"the tag {tag} exists and may not move", detail={"tag": tag, "digest": current})
+def _is_fixed(condition: TagCondition | None, tag: Tag) -> bool:
+    return condition is not None and condition.fixes(tag)
+
+
+def _check_fixed(tag: Tag, current: Digest | None, digest: Digest) -> None:
+    if current is not None and current != digest:
+        raise TagFixed([tag], current)

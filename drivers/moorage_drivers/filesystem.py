@@ -524,10 +524,15 @@ class FilesystemDriver(Driver):
     @asynccontextmanager
     async def hold(self, name: str) -> AsyncGenerator[bool]:
         """Try to be the only holder of `name`, by a lock on a file that ends with the process."""
+        path = f"{self._locks}/hold-{name}"
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
 
         def lock() -> int | None:
-            self._make_own()
-            descriptor = os.open(f"{self._locks}/hold-{name}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                descriptor = os.open(path, flags, 0o666)
+            except FileNotFoundError:
+                self._make_own()
+                descriptor = os.open(path, flags, 0o666)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

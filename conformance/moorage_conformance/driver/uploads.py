@@ -172,11 +172,13 @@ async def an_upload_has_one_holder(store: Store) -> None:
 
 @case()
 async def a_name_has_one_holder(store: Store) -> None:
-    """`hold` gives a name again once its holder has left, and different names at once."""
+    """`hold` gives a name to one holder at a time, again once that one has left, and different names at once."""
     driver = store.driver
     for _ in range(2):
-        async with driver.hold("work") as first, driver.hold("other-work") as other:
+        async with driver.hold("work") as first, driver.hold("other work") as other:
             equal((first, other), (True, True), "whether free names were given")
+            async with driver.hold("work") as second:
+                equal(second, False, "whether a name that is held was given too")
 
 
 @case("shared")
