@@ -199,7 +199,7 @@ async def _open_rules(configuration: Configuration, plugins: PluginManager, stac
         scopes = Scopes(_options(configuration, name, rule))
         for each in scopes.entries:
             judge = await stack.enter_async_context(rule.open(each.options))
-            place = section if each.position == len(scopes.entries) - 1 else f"{section}.rules[{each.position}]"
+            place = section if each.position == scopes.listed else f"{section}.rules[{each.position}]"
             opened.append((name, place, RuleEntry(name, scopes, each.position), judge))
     # pluggy calls last what was registered first.
     for name, place, entry, judge in reversed(opened):

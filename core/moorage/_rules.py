@@ -2,8 +2,8 @@
 
 The options of a rule get three keys that its author does not write: `repositories`, patterns of the repositories that it
 holds for; `mode`, `enforce` or `warn`; and `rules`, a list of the same options again. For a repository the first entry of
-`rules` whose `repositories` match is in force, by itself; else what stands beside the list. So each rule is one function
-of one push, and knows nothing of all this.
+`rules` whose `repositories` match is in force, by itself; else what stands beside the list, if anything does. So each rule
+is one function of one push, and knows nothing of all this.
 """
 
 from functools import cache
@@ -61,7 +61,7 @@ def _extended(base: type[msgspec.Struct], fields: list[tuple[str, object, object
 
 
 class InForce(msgspec.Struct, Generic[OptionsT], frozen=True):
-    """The options that hold for a repository, and which entry they are from: 0 and on for `rules`, the last for the rest."""
+    """The options that hold for a repository, and which entry they are from: 0 and on for `rules`, then what is beside."""
 
     position: int
     options: OptionsT
@@ -74,9 +74,13 @@ class Scopes(Generic[OptionsT]):
     def __init__(self, options: OptionsT) -> None:
         """Take `options` of a type that `scoped` made."""
         listed = cast("tuple[OptionsT, ...]", getattr(options, "rules", ()))  # the fields that scoped() adds
+        # With nothing beside the list, the defaults are not meant to hold for all that the list leaves out.
+        bare = bool(listed) and _is_bare(options)
+        self.listed: int = len(listed)
+        """How many entries `rules` has."""
         self.entries: tuple[InForce[OptionsT], ...] = tuple(
             InForce(position, entry, cast("Mode", getattr(entry, "mode", "enforce")))  # same
-            for position, entry in enumerate((*listed, options))
+            for position, entry in enumerate(listed if bare else (*listed, options))
         )
         self._patterns = [
             cast("tuple[Glob, ...]", getattr(entry.options, "repositories", ()))  # same
@@ -101,3 +105,14 @@ class Scopes(Generic[OptionsT]):
             if not patterns or any(pattern.matches(repository) for pattern in patterns):
                 return entry
         return None
+
+
+def _is_bare(options: msgspec.Struct) -> bool:
+    """Return whether nothing stands beside the list `rules`, or only what would be there anyway."""
+    for field in msgspec.structs.fields(options):
+        default: object = field.default
+        if default is msgspec.NODEFAULT and callable(field.default_factory):
+            default = field.default_factory()
+        if field.name != "rules" and getattr(options, field.name) != default:
+            return False
+    return True

@@ -162,6 +162,26 @@ async def test_the_first_entry_that_matches_is_in_force_by_itself(plugins: Plugi
 
 
 @pytest.mark.parametrize(
+    ("beside", "opened", "elsewhere"),
+    [
+        ({}, ["careful"], ()),
+        ({"mode": "enforce", "repositories": []}, ["careful"], ()),
+        ({"mode": "warn"}, ["careful", "nothing"], ()),
+        ({"says": "careful"}, ["careful", "careful"], ("careful",)),
+        ({"repositories": ["a"]}, ["careful", "nothing"], ()),
+    ],
+)
+async def test_with_nothing_beside_its_entries_a_rule_holds_for_these_alone(
+    plugins: PluginManager, plugin: Plugin, beside: Mapping[str, object], opened: list[str], elsewhere: tuple[str, ...]
+) -> None:
+    settings = {**beside, "rules": [{"repositories": ["prod/**"], "says": "careful"}]}
+    async with registry(plugins, plugins={"judge": settings}) as handler:
+        assert plugin.opened == opened
+        assert await push(handler, "prod/a") == ("careful",)
+        assert await push(handler, "elsewhere") == elsewhere
+
+
+@pytest.mark.parametrize(
     ("says", "warning"),
     [
         ("no", "judge: not v1"),
