@@ -313,6 +313,12 @@ class PushManifest(_PushOperation[ManifestPushed], frozen=True, kw_only=True):
     tag_condition: TagCondition | None = None
     unchecked: bool = False
 
+    @property
+    def written_tags(self) -> tuple[Tag, ...]:
+        """All tags that it writes, each once."""
+        reference = self.reference
+        return tuple(dict.fromkeys((reference, *self.tags) if isinstance(reference, Tag) else self.tags))
+
 
 class DeleteTag(_DeleteOperation[Deleted], frozen=True, kw_only=True):
     """Make a tag mean nothing (end-9), unless `tag_condition` fixes it."""

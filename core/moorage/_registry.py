@@ -51,7 +51,7 @@ from ._manifests import (
     parse_pushed,
     parse_stored,
 )
-from ._names import Reference, RepositoryName, Tag
+from ._names import Reference, RepositoryName
 from ._operations import (
     AppendUpload,
     Blob,
@@ -290,7 +290,7 @@ class Registry:
                 "the manifest does not have that digest", detail={"expected": str(reference), "found": str(digest)}
             )
         manifest = await _parsed(partial(parse_pushed, operation.media_type, data, digest), data)
-        tags = tuple(dict.fromkeys((reference, *operation.tags) if isinstance(reference, Tag) else operation.tags))
+        tags = operation.written_tags
         await self._tags.check(operation, digest, tags)
         warnings: tuple[str, ...] = ()
         if not operation.unchecked:
