@@ -140,15 +140,15 @@ def _check_names(
 
 def _storage_middleware(
     configuration: Configuration, plugins: PluginManager
-) -> list[tuple[StorageMiddlewareFactory[msgspec.Struct], msgspec.Struct]]:
+) -> list[tuple[str, StorageMiddlewareFactory[msgspec.Struct], msgspec.Struct]]:
     """Return what goes around the driver with its options; the first is the innermost, as in distribution."""
     offered = plugins.storage_middleware()
-    found: list[tuple[StorageMiddlewareFactory[msgspec.Struct], msgspec.Struct]] = []
+    found: list[tuple[str, StorageMiddlewareFactory[msgspec.Struct], msgspec.Struct]] = []
     for at, entry in enumerate(configuration.middleware.storage):
         if not entry.disabled:
             key = ("middleware", "storage", at)
             around = _offered(configuration, plugins, "storage middleware", (*key, "name"), entry.name, offered)
-            found.append((around, configuration.document.decode(around.options, (*key, "options"))))
+            found.append((entry.name, around, configuration.document.decode(around.options, (*key, "options"))))
     return found
 
 
@@ -178,7 +178,8 @@ async def _open_driver(configuration: Configuration, plugins: PluginManager, sta
     factory = plugins.drivers()[name]
     options = configuration.decode(f"storage.{name}", factory.options)
     try:
-        driver = await stack.enter_async_context(factory.open(options))
+        with plugins.opening("register_drivers", name):
+            driver = await stack.enter_async_context(factory.open(options))
     except DriverError as error:
         reason = f"the store cannot be opened: {error.args[0]}"
         raise configuration.document.error(("storage", name), reason) from error
@@ -186,8 +187,9 @@ async def _open_driver(configuration: Configuration, plugins: PluginManager, sta
         # Whatever the code of others raises, the operator is told which driver it is.
         reason = f"the driver {name} failed to open the store: {type(error).__name__}: {error}"
         raise configuration.document.error(("storage", name), reason) from error
-    for around, settings in _storage_middleware(configuration, plugins):
-        driver = await stack.enter_async_context(around.open(settings, driver))
+    for name, around, settings in _storage_middleware(configuration, plugins):
+        with plugins.opening("register_storage_middleware", name):
+            driver = await stack.enter_async_context(around.open(settings, driver))
     return driver
 
 
@@ -198,7 +200,8 @@ async def _open_rules(configuration: Configuration, plugins: PluginManager, stac
         section = _section(name, rule)
         scopes = Scopes(_options(configuration, name, rule))
         for each in scopes.entries:
-            judge = await stack.enter_async_context(rule.open(each.options))
+            with plugins.opening("register_rules", name):
+                judge = await stack.enter_async_context(rule.open(each.options))
             place = section if each.position == scopes.listed else f"{section}.rules[{each.position}]"
             opened.append((name, place, RuleEntry(name, scopes, each.position), judge))
     # pluggy calls last what was registered first.
@@ -226,13 +229,14 @@ async def _wrap(
     outside = [item for item in configured if item[1].section is not None]
     for name, factory in [*reversed(inside), *outside]:
         options = configuration.decode(_section(name, factory), factory.options)
-        handler = await stack.enter_async_context(factory.open(options, handler))
+        with plugins.opening("register_middleware", name):
+            handler = await stack.enter_async_context(factory.open(options, handler))
     if configuration.auth.type != "none":
         name = configuration.auth.type
         offered = plugins.authenticators()[name]
-        authenticator = await stack.enter_async_context(
-            offered.open(configuration.decode(f"auth.{name}", offered.options))
-        )
+        credentials = configuration.decode(f"auth.{name}", offered.options)
+        with plugins.opening("register_authenticators", name):
+            authenticator = await stack.enter_async_context(offered.open(credentials))
         handler = _Authenticated(handler, authenticator)
     if plugins.observed:
         handler = _Observed(handler, plugins)

@@ -8,6 +8,7 @@ coroutine for the first answer, and its wrappers see coroutines, not results; so
 import inspect
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -100,6 +101,7 @@ class PluginManager:
         self._specifications = (hooks, *specifications)
         self._pluggy = self._fresh()
         self._records: dict[str, PluginRecord] = {}
+        self._offers: dict[str, dict[str, dict[str, object]]] = {}
         self._calls = HookCalls(trace=trace)
         self.judging: Judging = Judging(self._implementations, self._calls)
         """What is asked about a push, and answered."""
@@ -187,14 +189,16 @@ class PluginManager:
             return self._refuse(msgspec.structs.replace(record, name=_told_apart(record)), reason)
         try:
             _check_api(plugin, record)
-            hooks, registers = self._try(plugin, name)
+            hooks, offers = self._try(plugin, name)
         except (pluggy.PluginValidationError, PluginError) as error:
             return self._refuse(record, _say(error))
         # A registration hook of others may raise anything.
         except (Exception, SystemExit) as error:  # noqa: BLE001
             return self._refuse(record, f"failed while registering: {_say(error)}")
+        registers = {hook: tuple(sorted(offered)) for hook, offered in offers.items()}
         contested = self._contested(registers)
         self._pluggy.register(plugin, name=name)
+        self._offers[name] = offers
         if entry is not None:
             self.judging.entries[name] = entry
         record = msgspec.structs.replace(record, hooks=hooks, registers=registers, error=contested)
@@ -221,7 +225,7 @@ class PluginManager:
         )
         return record
 
-    def _try(self, plugin: object, name: str) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    def _try(self, plugin: object, name: str) -> tuple[tuple[str, ...], dict[str, dict[str, object]]]:
         """Check `plugin` on a manager of its own, since pluggy keeps the half of a plugin that it then refuses."""
         trial = self._fresh()
         trial.register(plugin, name=name)
@@ -229,7 +233,7 @@ class PluginManager:
         callers = trial.get_hookcallers(plugin) or []
         if not callers:
             raise PluginError("implements no hook; is @hookimpl missing?")
-        registers: dict[str, tuple[str, ...]] = {}
+        offers: dict[str, dict[str, object]] = {}
         for caller in callers:
             for implementation in caller.get_hookimpls():
                 if caller.name in _DECISIONS and (implementation.wrapper or implementation.hookwrapper):
@@ -238,16 +242,18 @@ class PluginManager:
                     raise PluginError(f"{caller.name} is called synchronously; it cannot be async")
             if caller.name in _REGISTRATIONS:
                 # pluggy leaves an answer of None out.
-                with self._calls.traced(caller.name, name):
+                with self._calls.traced(caller.name, name) as call:
                     offered = [*caller(), None][0]
-                registers[caller.name] = tuple(sorted(_checked(caller.name, offered)))
-        return tuple(sorted(caller.name for caller in callers)), registers
+                    call.returned(offered)
+                offers[caller.name] = _checked(caller.name, offered)
+        return tuple(sorted(caller.name for caller in callers)), offers
 
     def unregister(self, name: str) -> None:
         """Take the plugin `name` out of use."""
         self.judging.entries.pop(name, None)
         if self._pluggy.has_plugin(name):
             self._pluggy.unregister(name=name)
+        self._offers.pop(name, None)
         del self._records[name]
 
     # ---- registration hooks
@@ -281,7 +287,7 @@ class PluginManager:
         offered: dict[str, object] = {}
         by: dict[str, str] = {}
         for implementation in self._implementations(hook):
-            for name, factory in _checked(hook, implementation.function()).items():
+            for name, factory in self._offers[implementation.plugin_name][hook].items():
                 if name in by:
                     raise PluginError(
                         f"the plugins {by[name]!r} and {implementation.plugin_name!r} both offer {name!r} in {hook}"
@@ -289,6 +295,12 @@ class PluginManager:
                 by[name] = implementation.plugin_name
                 offered[name] = factory
         return offered
+
+    def opening(self, hook: str, name: str) -> AbstractContextManager[object]:
+        """Return a context to open what is offered as `name` in; it is traced as a call of the plugin that offers it."""
+        by = next((record.name for record in self._records.values() if name in record.registers.get(hook, ())), "")
+        kind = hook.removeprefix("register_").replace("_", " ").removesuffix("s")
+        return self._calls.traced(f"opening of the {kind} {name}", by)
 
     def call(self, hook: str) -> list[object]:
         """Call a synchronous hook without arguments, such as one of the app's, and return what plugins gave.
@@ -298,8 +310,9 @@ class PluginManager:
         given: list[object] = []
         for implementation in self._implementations(hook):
             try:
-                with self._calls.traced(hook, implementation.plugin_name):
+                with self._calls.traced(hook, implementation.plugin_name) as call:
                     given.append(implementation.function())
+                    call.returned(given[-1])
             except Exception as error:  # noqa: BLE001 - whatever the code of others raises
                 _log.error("plugin %s failed in %s: %s", implementation.plugin_name, hook, _say(error))
         return [each for each in given if each is not None]
