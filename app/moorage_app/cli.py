@@ -73,7 +73,7 @@ class _Commands(click.Group):
         if self._added:
             return
         self._added = True
-        for offered in _load_plugins().call("register_commands"):
+        for offered in _load_plugins(_configured_path(None)).call("register_commands"):
             for command in cast("Sequence[object]", offered) if isinstance(offered, Sequence) else [offered]:
                 if not isinstance(command, click.Command):
                     click.echo(f"moorage: a plugin offers {command!r} as a command, which it is not", err=True)
@@ -163,9 +163,11 @@ def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager") -> int:
         logger.warning(warning)
     count = configuration.workers or default_workers()
     try:
-        check_options(configuration, plugins)
+        warnings = check_options(configuration, plugins)
     except (ConfigurationError, PluginError) as error:
         _fail(error)
+    for warning in warnings:
+        logger.warning(warning)
     driver = plugins.drivers().get(configuration.storage.driver)
     if driver is not None and not driver.shared and count > 1:
         if configuration.workers:
@@ -230,12 +232,12 @@ def check(file: Path | None) -> None:
     loaded = _load_configuration(path, plugins)
     http = loaded.configuration.http
     try:
-        check_options(loaded.configuration, plugins)
+        warnings = check_options(loaded.configuration, plugins)
         if http.net == "tcp":
             parse_address(http.addr)
     except (ConfigurationError, PluginError) as error:
         _fail(error)
-    for warning in loaded.warnings:
+    for warning in (*loaded.warnings, *warnings):
         click.echo(f"warning: {warning}")
     for record in plugins.records:
         if record.blocked:
@@ -328,6 +330,8 @@ def _print_plugins(records: Sequence["PluginRecord"]) -> None:
     for record in records:
         offered = [f"{hook.removeprefix('register_')}: {', '.join(names)}" for hook, names in record.registers.items()]
         brought_by = f"{record.distribution} {record.version}".strip() or record.module
+        if record.api:
+            brought_by += f"\nfor hooks {record.api}"
         state = "\n".join(record.hooks)
         if record.blocked:
             state = escape(record.error or "")

@@ -81,13 +81,16 @@ def claimed_sections(plugins: PluginManager) -> dict[str, type[msgspec.Struct]]:
     return claimed | {f"middleware.storage.{name}": factory.options for name, factory in around.items()}
 
 
-def check_options(configuration: Configuration, plugins: PluginManager) -> None:
+def check_options(configuration: Configuration, plugins: PluginManager) -> tuple[str, ...]:
     """Check that all that `configuration` names is on offer and takes its options, without opening anything.
+
+    Returns:
+        What its owner should be told about its choice of plugins, one sentence each.
 
     Raises:
         ConfigurationError: it is not, or does not; or a plugin could not be loaded.
     """
-    _check_plugins(configuration, plugins)
+    warnings = _check_plugins(configuration, plugins)
     name = configuration.storage.driver
     driver = _offered(configuration, plugins, "storage driver", ("storage", name), name, plugins.drivers())
     configuration.decode(f"storage.{name}", driver.options)
@@ -102,10 +105,15 @@ def check_options(configuration: Configuration, plugins: PluginManager) -> None:
     if name != "none":
         offered = _offered(configuration, plugins, "authenticator", ("auth", name), name, plugins.authenticators())
         configuration.decode(f"auth.{name}", offered.options)
+    return warnings
 
 
-def _check_plugins(configuration: Configuration, plugins: PluginManager) -> None:
-    """Refuse to go on without a plugin: a rule that was not loaded refuses nothing, and nobody would see it."""
+def _check_plugins(configuration: Configuration, plugins: PluginManager) -> tuple[str, ...]:
+    """Refuse to go on without a plugin: a rule that was not loaded refuses nothing, and nobody would see it.
+
+    Returns:
+        A sentence for each name of nothing among those that are blocked.
+    """
     records = {record.name: record for record in plugins.records}
     for name in configuration.plugins.require:
         record = records.get(name)
@@ -123,6 +131,30 @@ def _check_plugins(configuration: Configuration, plugins: PluginManager) -> None
                 f"the plugin {record.name} of {brought_by} is not in use: {record.error}; mend it, remove it, or go on "
                 f"without it by plugins: {{block: [{record.name}]}}"
             )
+    _check_restrictions(configuration, plugins)
+    return tuple(
+        str(
+            configuration.document.error(
+                ("plugins", "block"), f"there is no plugin {name!r}; {did_you_mean(name, records)}"
+            )
+        )
+        for name in configuration.plugins.block
+        if name not in records
+    )
+
+
+def _check_restrictions(configuration: Configuration, plugins: PluginManager) -> None:
+    """Refuse to block who would have refused what the operator turned off."""
+    blocked = [record.name for record in plugins.records if record.blocked]
+    storage = configuration.storage
+    served = {factory.section for factory in plugins.middleware().values()}
+    for section, needed, what in (
+        ("storage.delete", not storage.delete_enabled, "deletes"),
+        ("storage.maintenance.readonly", storage.read_only, "pushes and deletes"),
+    ):
+        if blocked and needed and section not in served:
+            problem = f"turns {what} off, and no plugin in use refuses them; blocked: {', '.join(blocked)}"
+            raise configuration.document.error(tuple(section.split(".")), problem)
 
 
 def _check_names(

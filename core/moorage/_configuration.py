@@ -321,8 +321,9 @@ def load_configuration(
         tags=Tags(max_tags=written.tags.max_tags or DEFAULT_PAGE),
     )
     _refuse_what_is_unsafe_to_ignore(configuration, claimed)
+    blocked = _or_blocked(configuration)
     warnings.extend(
-        str(document.error(key, "has no effect yet; this version of Moorage does not support it"))
+        str(document.error(key, f"has no effect yet; this version of Moorage does not support it{blocked}"))
         for key in _without_effect(configuration, claimed)
     )
     return LoadedConfiguration(configuration=configuration, warnings=tuple(warnings))
@@ -485,7 +486,14 @@ def _refuse_what_is_unsafe_to_ignore(configuration: Configuration, claimed: Mapp
         is_auth = key[0] == "auth"
         if (is_auth or _says_something(document.find(key))) and not _is_claimed(path, claimed):
             suffix = "" if " instead " in instead else " instead"
-            raise document.error(key, f"not supported by this version; refusing to start {instead}{suffix}")
+            reason = f"not supported by this version{_or_blocked(configuration)}"
+            raise document.error(key, f"{reason}; refusing to start {instead}{suffix}")
+
+
+def _or_blocked(configuration: Configuration) -> str:
+    """Return what else may be the reason that nobody answers for a section: that its plugin is blocked."""
+    blocked = configuration.plugins.block
+    return f", or its plugin is blocked ({', '.join(blocked)})" if blocked else ""
 
 
 def _without_effect(configuration: Configuration, claimed: Mapping[str, type[Struct]]) -> Iterator[Key]:

@@ -3,7 +3,7 @@
 Their code runs with all the rights of the registry, so nobody else may be able to put other code there. Whatever leads to
 a file, links included, and the file itself must belong to root or to the user that the registry runs as, and be writable
 by its owner alone; but what lies on a read-only mount nobody can write, and in a folder such as /tmp, where everybody may
-create, nobody replaces what another has made. A file is opened once, looked at, and compiled from the bytes that were
+create, nobody replaces what another has made; only the folder of the plugins itself must not be of that kind. A file is opened once, looked at, and compiled from the bytes that were
 read.
 """
 
@@ -31,8 +31,8 @@ def plugin_files(folder: Path) -> list[Path]:
         PluginFileError: there is no such folder, or others may write to it.
     """
     try:
-        for _ in _way(folder):
-            pass
+        *_, found = _way(folder)
+        _check_folder(found)
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError as error:
         raise PluginFileError(f"{folder}: {error.strerror}") from None
@@ -108,9 +108,20 @@ def _way(path: Path) -> Iterator[Path]:
         rest = [*(part for part in target.parts if part != target.anchor), *rest]
 
 
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder in which everybody may create files: also one in which nobody may replace those of others."""
+    mode = folder.stat().st_mode
+    if mode & stat.S_ISVTX and mode & (stat.S_IWGRP | stat.S_IWOTH) and not _is_read_only(folder):
+        raise PluginFileError(f"{folder}: others may create files in it, and so run code here; chmod go-w would do")
+
+
+def _is_read_only(path: Path) -> bool:
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
 def _check(path: Path, status: os.stat_result) -> None:
     # Asked of a link, it would tell of what the link points at.
-    if os.statvfs(path.parent if stat.S_ISLNK(status.st_mode) else path).f_flag & os.ST_RDONLY:
+    if _is_read_only(path.parent if stat.S_ISLNK(status.st_mode) else path):
         return
     if status.st_uid not in {0, os.geteuid()}:
         raise PluginFileError(

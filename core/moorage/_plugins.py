@@ -78,6 +78,7 @@ class PluginRecord(msgspec.Struct, frozen=True, kw_only=True):
         registers: what it offers, by registration hook.
         error: why it is not in use; None if it is.
         blocked: whether that is because the configuration says so.
+        api: the version of the hooks that it was made for, as far as it says so.
     """
 
     name: str
@@ -88,6 +89,7 @@ class PluginRecord(msgspec.Struct, frozen=True, kw_only=True):
     registers: Mapping[str, tuple[str, ...]] = {}
     error: str | None = None
     blocked: bool = False
+    api: str | None = None
 
 
 class PluginManager:
@@ -153,6 +155,8 @@ class PluginManager:
                     record, name=name, error="blocked by the configuration", blocked=True
                 )
                 return
+        if self._is_taken(record):
+            return
         try:
             plugin = load()
         except PluginFileError:
@@ -181,14 +185,11 @@ class PluginManager:
         return self._register(plugin, record, entry)
 
     def _register(self, plugin: object, record: PluginRecord, entry: RuleEntry | None) -> PluginRecord:
+        if refused := self._is_taken(record):
+            return refused
         name = record.name
-        if name in self._records:
-            other = self._records[name]
-            reason = f"a plugin of this name is already there, from {other.distribution or other.module}"
-            # Recorded under a name of its own, so that both are seen.
-            return self._refuse(msgspec.structs.replace(record, name=_told_apart(record)), reason)
         try:
-            _check_api(plugin, record)
+            record = msgspec.structs.replace(record, api=_checked_api(plugin, record))
             hooks, offers = self._try(plugin, name)
         except (pluggy.PluginValidationError, PluginError) as error:
             return self._refuse(record, _say(error))
@@ -204,6 +205,15 @@ class PluginManager:
         record = msgspec.structs.replace(record, hooks=hooks, registers=registers, error=contested)
         self._records[name] = record
         return record
+
+    def _is_taken(self, record: PluginRecord) -> PluginRecord | None:
+        """Refuse a plugin whose name another one has; return what became of it, None if nobody has it."""
+        other = self._records.get(record.name)
+        if other is None:
+            return None
+        reason = f"a plugin of this name is already there, from {other.distribution or other.module}"
+        # Recorded under a name of its own, so that both are seen.
+        return self._refuse(msgspec.structs.replace(record, name=_told_apart(record)), reason)
 
     def _contested(self, registers: Mapping[str, tuple[str, ...]]) -> str | None:
         """Return what is wrong if something in `registers` is offered by another plugin too; a start will fail on it."""
@@ -356,22 +366,24 @@ class PluginManager:
             self._calls.tell(implementation, "operation_finished", offered)
 
 
-def _check_api(plugin: object, record: PluginRecord) -> None:
-    """Refuse a plugin that says it was built for hooks that are not these.
+def _checked_api(plugin: object, record: PluginRecord) -> str | None:
+    """Return for which version of the hooks a plugin says that it was made; None if it does not say.
 
     Raises:
-        PluginError: it does; says what to do.
+        PluginError: it is none that works here; says what to do.
     """
-    said = cast("object", getattr(plugin, API_ATTRIBUTE, HOOK_API[0]))
+    if not hasattr(plugin, API_ATTRIBUTE):
+        return None
+    said = cast("object", getattr(plugin, API_ATTRIBUTE))
     built_for = (said, 0) if isinstance(said, int) else said
     match built_for:
         case (int() as major, int() as minor):
             pass
         case _:
             raise PluginError(f"{API_ATTRIBUTE} is {said!r}, not a version such as {HOOK_API[0]} or {HOOK_API}")
-    if major == HOOK_API[0] and minor <= HOOK_API[1]:
-        return
     ours, theirs = f"{HOOK_API[0]}.{HOOK_API[1]}", f"{major}.{minor}"
+    if major == HOOK_API[0] and minor <= HOOK_API[1]:
+        return theirs
     if (major, minor) > HOOK_API:
         remedy = "install a newer Moorage"
     else:

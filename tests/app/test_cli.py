@@ -516,6 +516,47 @@ def test_what_is_wrong_with_the_choice_of_plugins_is_one_sentence(settings: str,
     assert said in refused(run("serve", file)), settings
 
 
+def test_a_blocked_name_of_nothing_is_a_warning(file: Path) -> None:
+    file.write_text(GOOD + "plugins: {block: [nondistributabel]}\n")
+    done = run("config", "check", file)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = "plugins.block: there is no plugin 'nondistributabel'; did you mean \"nondistributable\"?"
+    assert f"warning: {file}: {said}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("", "storage.delete: turns deletes off, and no plugin in use refuses them; blocked: middleware"),
+        (
+            "  delete: {enabled: true}\n  maintenance: {readonly: {enabled: true}}\n",
+            "storage.maintenance.readonly: turns pushes and deletes off, and no plugin in use refuses them",
+        ),
+    ],
+)
+def test_who_refuses_what_is_turned_off_cannot_be_blocked(settings: str, said: str, file: Path) -> None:
+    text = f"version: 0.1\nstorage:\n  inmemory: {{}}\n{settings}plugins: {{block: [middleware]}}\n"
+    file.write_text(text)
+    for command in (["serve"], ["config", "check"]):
+        assert said in refused(run(*command, file))
+
+
+def test_what_a_blocked_plugin_would_have_seen_to_is_told(file: Path) -> None:
+    block = "plugins: {block: [nondistributable]}\n"
+    file.write_text(GOOD + block + "auth: {silly: {realm: a}}\n")
+    assert "not supported by this version, or its plugin is blocked (nondistributable)" in refused(run("serve", file))
+    file.write_text(GOOD + block + "health: {storagedriver: {enabled: true}}\n")
+    done = run("config", "check", file)
+    assert "does not support it, or its plugin is blocked (nondistributable)" in done.stdout
+
+
+def test_commands_of_blocked_plugins_are_not_there(file: Path) -> None:
+    file.write_text(GOOD + "plugins: {block: [conformance]}\n")
+    environment = {"REGISTRY_CONFIGURATION_PATH": str(file)}
+    assert "conformance" in run("--help").stdout
+    assert "conformance" not in run("--help", environment=environment).stdout
+
+
 def test_calls_of_hooks_can_be_seen() -> None:
     done = run("plugins", "--trace")
     assert done.returncode == 0

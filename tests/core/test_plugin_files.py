@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import moorage
 from moorage import HOOK_API, ConfigurationError, PluginManager, Plugins, hookimpl
 
 PLUGIN = "from moorage import hookimpl\n@hookimpl\ndef requires_reference():\n    return False\n"
@@ -71,8 +72,32 @@ def test_classes_of_a_file_are_found_by_the_name_of_their_module(folder: Path) -
     assert loaded(folder)["typed"] is None
 
 
+def test_of_two_files_with_one_name_the_second_is_not_run(folder: Path) -> None:
+    other = folder.parent / "more"
+    other.mkdir()
+    (other / "one.py").write_text("import moorage\nmoorage.ran_twice = True\n" + PLUGIN)
+    manager = PluginManager()
+    manager.load(Plugins(paths=(str(folder), str(other))))
+    refused = f"one ({other / 'one.py'})"
+    errors = {record.name: record.error for record in manager.records}
+    assert (errors["one"], errors[refused]) == (
+        None,
+        f"a plugin of this name is already there, from {folder / 'one.py'}",
+    )
+    assert not hasattr(moorage, "ran_twice")
+
+
+def test_a_parent_like_tmp_is_fine(folder: Path) -> None:
+    folder.parent.chmod(0o1777)
+    assert loaded(folder) == {"one": None}
+
+
 def _open_folder(folder: Path) -> None:
     folder.chmod(0o777)
+
+
+def _open_sticky(folder: Path) -> None:
+    folder.chmod(0o1777)
 
 
 def _open_file(folder: Path) -> None:
@@ -126,6 +151,7 @@ def _dangling(folder: Path) -> None:
     ("spoil", "sentence"),
     [
         (_open_folder, "rules: everybody may write to it"),
+        (_open_sticky, "rules: others may create files in it"),
         (_open_file, "one.py: its group may write to it"),
         (_open_parent, "real: its group may write to it"),
         (_give_away_folder, "rules: belongs to the user 12345"),
@@ -179,8 +205,18 @@ def test_a_plugin_that_was_made_for_other_hooks_is_refused(said: object, sentenc
         def requires_reference(self) -> bool | None:
             return None
 
-    error = PluginManager().register(Plugin(), "plugin").error
+    record = PluginManager().register(Plugin(), "plugin")
     if sentence is None:
-        assert error is None
+        assert (record.error, record.api) == (None, "1.0")
     else:
-        assert sentence in str(error)
+        assert sentence in str(record.error)
+
+
+def test_a_plugin_that_does_not_say_is_taken() -> None:
+    class Plugin:
+        @hookimpl
+        def requires_reference(self) -> bool | None:
+            return None
+
+    record = PluginManager().register(Plugin(), "plugin")
+    assert (record.error, record.api) == (None, None)
