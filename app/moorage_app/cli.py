@@ -278,11 +278,16 @@ def show(file: Path | None) -> None:
 
 
 @config.command()
-def schema() -> None:
-    """Print the JSON Schema of the configuration file, for editors."""
-    from moorage import configuration_schema
+@click.argument("file", type=click.Path(path_type=Path), required=False)
+def schema(file: Path | None) -> None:
+    """Print the JSON Schema of the configuration file, for editors, with the options of the plugins that FILE uses."""
+    from moorage import PluginError, configuration_schema, offered_sections
 
-    click.echo(json.dumps(configuration_schema(), indent=2))
+    try:
+        described = configuration_schema(offered_sections(_load_plugins(_configured_path(file))))
+    except PluginError as error:
+        _fail(error)
+    click.echo(json.dumps(described, indent=2))
 
 
 # ---- plugins

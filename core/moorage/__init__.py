@@ -13,7 +13,7 @@ Imports point downward, within the core too, in this order:
     _hooks  _rules  _watch  _calls  _judging  _plugin_files  _plugins  _assembly
 """
 
-from ._assembly import OpenedRegistry, check_options, claimed_sections, open_registry
+from ._assembly import OpenedRegistry, check_options, claimed_sections, offered_sections, open_registry
 from ._concurrency import map_bounded
 from ._configuration import (
     CONFIGURATION_PATH,
@@ -309,6 +309,7 @@ __all__ = [
     "load_configuration",
     "map_bounded",
     "objection",
+    "offered_sections",
     "open_hasher",
     "open_registry",
     "parse_descriptor",

@@ -81,6 +81,12 @@ def claimed_sections(plugins: PluginManager) -> dict[str, type[msgspec.Struct]]:
     return claimed | {f"middleware.storage.{name}": factory.options for name, factory in around.items()}
 
 
+def offered_sections(plugins: PluginManager) -> dict[str, type[msgspec.Struct]]:
+    """Return the options of everything that plugins offer, by the dotted path of the section where they are written."""
+    drivers = {f"storage.{name}": factory.options for name, factory in plugins.drivers().items()}
+    return drivers | claimed_sections(plugins)
+
+
 def check_options(configuration: Configuration, plugins: PluginManager) -> tuple[str, ...]:
     """Check that all that `configuration` names is on offer and takes its options, without opening anything.
 

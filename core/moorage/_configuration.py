@@ -14,7 +14,7 @@ from typing import Final, TypeVar, cast
 
 from msgspec import Struct, field, structs, to_builtins
 
-from ._document import Document, inspected, json_schema, read_document
+from ._document import Document, inspected, json_schema, or_null, read_document
 from ._environment import CONFIGURATION_PATH, apply_environment
 from ._settings import (
     DEFAULT_PAGE,
@@ -360,31 +360,68 @@ def decode_options(options: type[T], written: Mapping[str, object], *, source: s
     return Document(source, tree).decode(options)
 
 
-def configuration_schema() -> dict[str, object]:
-    """Describe the configuration file as JSON Schema (draft 2020-12), for editors."""
+def configuration_schema(offered: Mapping[str, type[Struct]] | None = None) -> dict[str, object]:
+    """Describe the configuration file as JSON Schema (draft 2020-12), for editors.
+
+    Args:
+        offered: What plugins read, by the dotted path of the section: ``storage.<driver>``, ``auth.<name>``,
+            ``middleware.storage.<name>``, ``plugins.<name>`` and sections of their own. Other names there are then not
+            allowed; without it every name is, with any options.
+    """
     schema = json_schema(inspected(Written))
-    properties = cast("dict[str, dict[str, object]]", schema["properties"])  # json_schema's form of a Struct
-    sections = cast("dict[str, object]", json_schema(inspected(StorageSections))["properties"])  # same
-    some_mapping: dict[str, object] = {"type": ["object", "null"]}
-    described = {name: {**some_mapping, "description": text} for name, text in _DRIVERS.items()}
+    properties = _properties(schema)
+    anything: dict[str, object] = {"type": ["object", "null"]}
+    some: object = anything if offered is None else False
     shorthand: dict[str, object] = {"type": "string", "minLength": 1}
-    properties["storage"] = {
-        "description": properties["storage"]["description"],
-        "anyOf": [
-            shorthand,
-            {"type": "object", "properties": {**sections, **described}, "additionalProperties": some_mapping},
-        ],
-    }
-    properties["auth"] = {
-        "description": properties["auth"]["description"],
-        "anyOf": [shorthand, {"type": ["object", "null"], "maxProperties": 1, "additionalProperties": some_mapping}],
-    }
+    drivers = {name: {**anything, "description": text} for name, text in _DRIVERS.items()}
+    sections = _properties(json_schema(inspected(StorageSections)))
+    storage = {"type": "object", "properties": {**sections, **drivers}, "additionalProperties": some}
+    auth = {**anything, "properties": {"none": anything}, "maxProperties": 1, "additionalProperties": some}
+    for name, described in (("storage", storage), ("auth", auth)):
+        description = properties[name]["description"]
+        properties[name] = {"description": description, "anyOf": [shorthand, described]}
+    if offered is not None:
+        properties["plugins"]["additionalProperties"] = False
+    for path, options in (offered or {}).items():
+        _describe(properties, path, options)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Moorage configuration",
         **schema,
         "required": ["version", "storage"],
     }
+
+
+def _describe(properties: dict[str, dict[str, object]], path: str, options: type[Struct]) -> None:
+    """Put what is allowed in the section of a plugin where it belongs."""
+    described = json_schema(inspected(options))
+    if "required" not in described:
+        described = or_null(described)
+    *way, name = path.split(".")
+    if way == ["middleware", "storage"]:
+        items = cast("dict[str, list[object]]", _properties(properties["middleware"])["storage"]["items"])
+        named = {"properties": {"name": {"const": name}}, "required": ["name"]}
+        # What is switched off is not looked at.
+        named_and_on = {**named, "not": {"properties": {"disabled": {"const": True}}, "required": ["disabled"]}}
+        items.setdefault("allOf", []).append({"if": named_and_on, "then": {"properties": {"options": described}}})
+        return
+    for part in way:
+        around = properties.setdefault(part, {"type": ["object", "null"]})
+        if "anyOf" in around:
+            # Text stands for a mapping there.
+            around = cast("list[dict[str, object]]", around["anyOf"])[-1]
+        properties = _properties(around)
+    known = properties.get(name, {})
+    if "description" in known:
+        described["description"] = known["description"]
+    # The keys are the plugin's; what is said here of those that distribution has too still holds.
+    own, others = _properties(described), _properties(known)
+    described["properties"] = {key: {**others.get(key, {}), **value} for key, value in own.items()}
+    properties[name] = described
+
+
+def _properties(schema: dict[str, object]) -> dict[str, dict[str, object]]:
+    return cast("dict[str, dict[str, object]]", schema.setdefault("properties", {}))  # JSON Schema's form of a mapping
 
 
 def _override(document: Document, overrides: Mapping[str, object]) -> None:

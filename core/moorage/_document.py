@@ -384,14 +384,14 @@ def json_schema(info: inspect.Type) -> dict[str, object]:
             return {**json_schema(info.type), **(extra or {})}
         case inspect.StructType(fields=fields) as struct:
             # A key without a value is a key that was not given.
-            properties = {field.encode_name: _or_null(json_schema(field.type)) for field in fields}
+            properties = {field.encode_name: or_null(json_schema(field.type)) for field in fields}
             required = [field.encode_name for field in fields if field.required]
             schema: dict[str, object] = {"type": "object", "properties": properties, "additionalProperties": False}
             if has_open_keys(struct):
                 schema["additionalProperties"] = {"type": ["object", "null"]}
             return {**schema, "required": required} if required else schema
         case inspect.DictType(value_type=item):
-            return {"type": "object", "additionalProperties": _or_null(json_schema(item))}
+            return {"type": "object", "additionalProperties": or_null(json_schema(item))}
         case inspect.VarTupleType(item_type=item) | inspect.ListType(item_type=item):
             return {"type": "array", "items": json_schema(item)}
         case inspect.SetType(item_type=item) | inspect.FrozenSetType(item_type=item):
@@ -421,7 +421,8 @@ def json_schema(info: inspect.Type) -> dict[str, object]:
             return {} if setting is None else dict(setting.setting_schema)
 
 
-def _or_null(schema: dict[str, object]) -> dict[str, object]:
+def or_null(schema: dict[str, object]) -> dict[str, object]:
+    """Describe what may also be left without a value: a key without one is a key that was not given."""
     # What json_schema makes has one of these, unless it allows everything.
     for name in ("enum", "anyOf"):
         if name in schema:

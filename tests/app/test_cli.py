@@ -270,8 +270,22 @@ def test_the_schema_is_one_and_takes_what_is_good() -> None:
     schema = json.loads(done.stdout)
     Draft202012Validator.check_schema(schema)
     validator = Draft202012Validator(schema)
-    for text, good in ((GOOD, True), (GOOD + "htpp: {}\n", False)):
+    misspelt = "version: 0.1\nstorage: {filesystem: {rootdir: /a}}\n"
+    for text, good in ((GOOD, True), (GOOD + "htpp: {}\n", False), (misspelt, False)):
         assert validator.is_valid(yaml.safe_load(text)) is good  # pyright: ignore[reportUnknownMemberType]  # its stubs
+
+
+def test_the_schema_knows_the_plugins_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "rules").mkdir()
+    (tmp_path / "rules/few.py").write_text(
+        "import msgspec\nfrom moorage import Rule, hookimpl\n"
+        "class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):\n    most: int = 3\n"
+        "@hookimpl\ndef register_rules():\n    return {'few': Rule(Options, open)}\n"
+    )
+    file = tmp_path / "config.yml"
+    file.write_text(GOOD + "plugins: {paths: [rules], few: {most: 3}}\n")
+    described = json.loads(run("config", "schema", file).stdout)["properties"]["plugins"]["properties"]["few"]
+    assert {"most", "mode", "repositories", "rules"} == set(described["properties"])
 
 
 def test_the_environment_names_the_file(file: Path) -> None:
