@@ -14,6 +14,8 @@ import click
 if TYPE_CHECKING:
     from moorage import Configuration, LoadedConfiguration, PluginManager, PluginRecord
 
+    from .logs import HeldTrace
+
 EXIT_USAGE = 2
 """What the process returns when it was asked wrongly: the same as click's."""
 
@@ -126,9 +128,12 @@ def serve(
         overrides["log.level"] = log_level
     if workers is not None:
         overrides["workers"] = workers
+    from .logs import HeldTrace
+
+    held = HeldTrace()
     plugins = _load_plugins(path, overrides)
     loaded = _load_configuration(path, plugins, overrides)
-    sys.exit(_serve(loaded, plugins))
+    sys.exit(_serve(loaded, plugins, held))
 
 
 def _target(target: str | None, root: str | None) -> tuple[Path | None, dict[str, object]]:
@@ -149,7 +154,7 @@ def _target(target: str | None, root: str | None) -> tuple[Path | None, dict[str
     return path, overrides
 
 
-def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager") -> int:
+def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager", held: "HeldTrace") -> int:
     from moorage import ConfigurationError, PluginError, check_options
 
     from .logs import configure_logs
@@ -158,6 +163,7 @@ def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager") -> int:
     configuration = loaded.configuration
     log, http = configuration.log, configuration.http
     configure_logs(level=log.level, formatter=log.formatter, fields=log.fields, report_caller=log.report_caller)
+    held.release()
     logger = logging.getLogger("moorage.serve")
     for warning in loaded.warnings:
         logger.warning(warning)

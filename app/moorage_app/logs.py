@@ -7,10 +7,13 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, MutableMapping
+from logging.handlers import MemoryHandler
 from typing import Literal, cast
 
 import structlog
 from structlog.typing import Processor, WrappedLogger
+
+_MOST_HELD = 10_000
 
 Formatter = Literal["text", "json", "logstash"]
 
@@ -34,6 +37,25 @@ def _as_logstash(_: WrappedLogger, __: str, event: MutableMapping[str, object]) 
 
 def _wants_colors() -> bool:
     return sys.stderr.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+
+
+class HeldTrace:
+    """Keeps what is traced of plugins while they are loaded, until the configuration has said how to log."""
+
+    def __init__(self) -> None:
+        """Begin to keep it."""
+        self._logger = logging.getLogger("moorage.plugins.trace")
+        self._handler = MemoryHandler(_MOST_HELD, flushLevel=logging.CRITICAL + 1)
+        self._logger.addHandler(self._handler)
+        self._logger.propagate = False
+
+    def release(self) -> None:
+        """Log what was kept, and keep no more."""
+        self._logger.removeHandler(self._handler)
+        self._logger.propagate = True
+        for record in self._handler.buffer:
+            self._logger.handle(record)
+        self._handler.close()
 
 
 def configure_logs(
