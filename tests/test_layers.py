@@ -1,4 +1,4 @@
-"""Each package is imported in a fresh interpreter, which then looks at what came with it."""
+"""Each package is imported in a fresh interpreter, which then looks at what came with it; the examples are read."""
 
 import ast
 import json
@@ -116,3 +116,25 @@ def test_the_core_decides_nothing_by_platform() -> None:
     # The look at JSON keys that differ only in case.
     assert list(found) == ["_manifests.py"]
     assert [each.split(": ")[1] for each in found["_manifests.py"]] == ["text"]
+
+
+EXAMPLES = sorted((TOP / "examples").glob("*/moorage_*/"))
+
+
+def imported_by(file: Path) -> set[str]:
+    """Return what `file` imports, early or late, from other packages."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module or "")
+    return found
+
+
+@pytest.mark.parametrize("package", EXAMPLES, ids=lambda package: package.name)
+def test_an_example_imports_the_contract_and_nothing_else_of_moorage(package: Path) -> None:
+    found = {module for file in package.rglob("*.py") for module in imported_by(file)}
+    assert "moorage" in found
+    foreign = {module for module in found if module.partition(".")[0] not in sys.stdlib_module_names}
+    assert foreign <= {"moorage", "msgspec", "trio"}

@@ -186,13 +186,15 @@ def moorage(
     log: Path | None = None,
     around: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    python: str = sys.executable,
 ) -> Generator[Server]:
     """Run Moorage on `target`, a folder or a configuration file.
 
-    `around` is a command that runs another one, such as `unshare`; it must become that other one, by `exec`.
+    `around` is a command that runs another one, such as `unshare`; it must become that other one, by `exec`. `python`
+    belongs to the environment in which Moorage is installed.
     """
     port = port or free_port()
-    command = [sys.executable, "-m", "moorage_app", "serve", str(target)]
+    command = [python, "-m", "moorage_app", "serve", str(target)]
     command += ["--addr", f"127.0.0.1:{port}", "--workers", str(workers)]
     with _running([*around, *command], port, log or target.with_name(f"{target.name}.log"), environment) as server:
         yield server
@@ -200,14 +202,20 @@ def moorage(
 
 @contextmanager
 def configured(
-    root: Path, *, workers: int = 1, port: int | None = None, http: Settings | None = None, **more: object
+    root: Path,
+    *,
+    workers: int = 1,
+    port: int | None = None,
+    http: Settings | None = None,
+    python: str = sys.executable,
+    **more: object,
 ) -> Generator[Server]:
     """Run Moorage on `root` with a configuration file; `http` adds to that section, `more` are other sections."""
     port = port or free_port()
     settings = configuration(root, port, **more)
     settings["http"] = {"addr": f"127.0.0.1:{port}", **(http or {})}
     file = write_configuration(root.with_name(f"{root.name}-{port}.yml"), settings)
-    with moorage(file, port=port, workers=workers) as server:
+    with moorage(file, port=port, workers=workers, python=python) as server:
         yield server
 
 
