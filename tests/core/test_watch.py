@@ -42,7 +42,8 @@ CATASTROPHE = "a" * 60 + "b"
 @pytest.fixture(autouse=True)
 def fresh_watch(monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
     """Watch as a process does that has just begun, and leave no handler behind."""
-    before = signal.getsignal(signal.SIGALRM)
+    # Another test of this process may have had a watch, whose handler would be somebody else's to the new one.
+    before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
     monkeypatch.setattr(_watch, "_watch", _watch._Watch())
     yield
     signal.setitimer(signal.ITIMER_REAL, 0)
@@ -92,8 +93,10 @@ async def test_a_hook_that_blocks_is_named_while_it_does(said: Said) -> None:
     seen: list[str] = []
 
     async def validate_manifest() -> None:
-        # Ends when the log has named it, so whoever is told only afterwards hangs here and is interrupted.
-        while not said.texts:
+        # Ends when the log has named it, so whoever is told only afterwards is interrupted here, or seen at the end.
+        for _ in range(3000):
+            if said.texts:
+                break
             time.sleep(0.01)  # noqa: ASYNC251 - what is tested
         seen.extend(said.texts)
 
