@@ -382,7 +382,8 @@ def configuration_schema(offered: Mapping[str, type[Struct]] | None = None) -> d
         properties[name] = {"description": description, "anyOf": [shorthand, described]}
     if offered is not None:
         properties["plugins"]["additionalProperties"] = False
-    for path, options in (offered or {}).items():
+    # A section inside of another one comes after it, and is what its own plugin says.
+    for path, options in sorted((offered or {}).items(), key=lambda item: item[0].count(".")):
         _describe(properties, path, options)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -271,8 +271,16 @@ def test_the_schema_is_one_and_takes_what_is_good() -> None:
     Draft202012Validator.check_schema(schema)
     validator = Draft202012Validator(schema)
     misspelt = "version: 0.1\nstorage: {filesystem: {rootdir: /a}}\n"
-    for text, good in ((GOOD, True), (GOOD + "htpp: {}\n", False), (misspelt, False)):
-        assert validator.is_valid(yaml.safe_load(text)) is good  # pyright: ignore[reportUnknownMemberType]  # its stubs
+    rules = GOOD + (
+        "validation: {manifests: {mode: warn, urls: {allow: [^https], rules: [{deny: [a], repositories: [b/*]}]},"
+        " indexes: {platforms: list, platformlist: [linux/arm64/v8, {os: linux, architecture: amd64}]}}}\n"
+        "plugins: {size_limits: {mode: warn}}\n"
+    )
+    table = [(GOOD, True), (GOOD + "htpp: {}\n", False), (misspelt, False), (rules, True)]
+    words = ("allow", "deny", "repositories", "mode", "platforms", "platformlist", "os", "size_limits")
+    table += [(rules.replace(f"{word}:", f"{word}x:"), False) for word in words]
+    for text, good in table:
+        assert validator.is_valid(yaml.safe_load(text)) is good, text  # pyright: ignore[reportUnknownMemberType]  # its stubs
 
 
 def test_the_schema_knows_the_plugins_of_a_file(tmp_path: Path) -> None:

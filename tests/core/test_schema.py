@@ -38,6 +38,11 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     names: tuple[Glob, ...] = ()
 
 
+class Outer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    most: int = 0
+    inner: dict[str, object] = {}
+
+
 @asynccontextmanager
 async def open_nothing(*_: object) -> AsyncGenerator[None]:
     yield
@@ -57,6 +62,8 @@ def offers() -> SimpleNamespace:
             "few": Rule(Limits, open_nothing),
             "layers": Rule(Limits, open_nothing, section="validation.manifests.layers"),
             "own": Rule(Limits, open_nothing, section="house.rules"),
+            "inner": Rule(Limits, open_nothing, section="validation.manifests.outer.inner"),
+            "outer": Rule(Outer, open_nothing, section="validation.manifests.outer"),
         },
     }
     return SimpleNamespace(**{hook: hookimpl(lambda offered=offered: offered) for hook, offered in given.items()})
@@ -90,6 +97,8 @@ BAD = [
     "plugins: {few: {names: [{}]}}",
     "plugins: {blocked: [a]}",
     "validation: {manifests: {layers: {must: 1}}}",
+    "validation: {manifests: {outer: {most: 1, inner: {must: 2}}}}",
+    "validation: {manifests: {outer: {must: 1, inner: {most: 2}}}}",
     "house: {rules: {must: 1}}",
     "house: {rules: {most: 1, mode: softly}}",
     "houses: {rules: {most: 1}}",
@@ -107,6 +116,7 @@ GOOD = [
     "plugins: {few: {most: 1, mode: warn, repositories: [a/*], rules: [{most: 2, mode: enforce, repositories: [b]}]}}",
     "plugins: {few: {names: ['*']}}",
     "validation: {manifests: {layers: {most: 1, mode: warn}}}",
+    "validation: {manifests: {outer: {most: 1, mode: warn, inner: {most: 2, mode: warn}}}}",
     "house: {rules: {most: 1, rules: [{most: 2}]}}",
 ]
 
