@@ -25,7 +25,7 @@ from ._operations import DeleteTag, PushManifest, TagCondition
 _log = logging.getLogger("moorage.registry")
 
 _CAS_TRIES = 16
-_HOLDS = 1024
+_HOLDS = 256
 _HOLD_SECONDS = 10.0
 _HOLD_PAUSE_SECONDS = (0.001, 0.01)
 _ALL = 1 << 30

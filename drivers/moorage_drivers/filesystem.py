@@ -525,27 +525,31 @@ class FilesystemDriver(Driver):
     async def hold(self, name: str) -> AsyncGenerator[bool]:
         """Try to be the only holder of `name`, by a lock on a file that ends with the process."""
         path = f"{self._locks}/hold-{name}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_CLOEXEC
 
-        def lock() -> int | None:
-            try:
-                descriptor = os.open(path, flags, 0o666)
-            except FileNotFoundError:
-                self._make_own()
-                descriptor = os.open(path, flags, 0o666)
+        def create() -> int:
+            self._make_own()
+            return os.open(path, flags | os.O_CREAT, 0o666)
+
+        await trio.lowlevel.checkpoint()
+        try:
+            # A file that is there is opened, and tried to be locked, in microseconds.
+            descriptor = os.open(path, flags)
+        except FileNotFoundError:
+            descriptor = await self.in_thread("hold", name, create)
+        except OSError as error:
+            self._fail(error, "hold", name)
+        try:
+            held = True
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                os.close(descriptor)
-                return None
-            return descriptor
-
-        descriptor = await self.in_thread("hold", name, lock)
-        try:
-            yield descriptor is not None
+                held = False
+            except OSError as error:
+                self._fail(error, "hold", name)
+            yield held
         finally:
-            if descriptor is not None:
-                os.close(descriptor)
+            os.close(descriptor)
 
 
 class _FileUpload(Upload):

@@ -28,6 +28,7 @@ from moorage import (
 
 _SIZE = re.compile(r"(\d{1,18})(?:\.(\d{1,6}))? ?(?:([KMGTP])(i?)B?|B)?", re.ASCII | re.IGNORECASE)
 _LOOKS_AT_ONCE = 16
+_REMEMBERED = 10_000
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -79,6 +80,8 @@ class JudgeSizes:
     def __init__(self, options: SizeLimits) -> None:
         """Take at most what `options` say."""
         self._options = options
+        # A digest is of one content, so its size never changes: layers that many images share are looked up once.
+        self._known: dict[Digest, int] = {}
 
     @hookimpl
     async def validate_manifest(self, push: PushManifest, manifest: Manifest, registry: Handler) -> None:
@@ -91,10 +94,29 @@ class JudgeSizes:
         # Nothing is looked up for what can be told by the manifest alone.
         sizes: Mapping[Digest, int] = {}
         if (options.config, options.layer, options.total) != (None, None, None) and not manifest.is_index:
-            sizes = await _sizes(registry, push.repository, manifest)
+            sizes = await self._sizes(registry, push.repository, manifest)
         exceeded = dict(self._exceeded(manifest, sizes))
         if exceeded:
             raise Refused("; ".join(exceeded.values()), status=413, detail={"limits": list(exceeded)})
+
+    async def _sizes(self, registry: Handler, repository: RepositoryName, manifest: Manifest) -> dict[Digest, int]:
+        """Return how large config and layers are, each content once."""
+        wanted = {descriptor.digest: descriptor for descriptor in manifest.references()}
+        sizes = {digest: self._known[digest] for digest in wanted if digest in self._known}
+        if len(self._known) + len(wanted) > _REMEMBERED:
+            self._known.clear()
+
+        async def look(descriptor: Descriptor) -> None:
+            try:
+                blob = await registry(PullBlob(repository=repository, digest=descriptor.digest))
+            except BlobUnknown:
+                sizes[descriptor.digest] = descriptor.size
+            else:
+                sizes[descriptor.digest] = self._known[descriptor.digest] = blob.descriptor.size
+
+        unknown = [descriptor for digest, descriptor in wanted.items() if digest not in sizes]
+        await map_bounded(look, unknown, limit=_LOOKS_AT_ONCE)
+        return sizes
 
     def _exceeded(self, manifest: Manifest, sizes: Mapping[Digest, int]) -> Iterator[tuple[str, str]]:
         """Give the name of each limit that is exceeded, with a sentence."""
@@ -117,20 +139,6 @@ class JudgeSizes:
         count = len(manifest.manifests)
         if options.children is not None and count > options.children:
             yield "children", f"the index lists {count} manifests; at most {options.children} are taken"
-
-
-async def _sizes(registry: Handler, repository: RepositoryName, manifest: Manifest) -> dict[Digest, int]:
-    """Return how large config and layers are, each content once."""
-    wanted = {descriptor.digest: descriptor for descriptor in manifest.references()}
-
-    async def size(descriptor: Descriptor) -> int:
-        try:
-            blob = await registry(PullBlob(repository=repository, digest=descriptor.digest))
-        except BlobUnknown:
-            return descriptor.size
-        return blob.descriptor.size
-
-    return dict(zip(wanted, await map_bounded(size, list(wanted.values()), limit=_LOOKS_AT_ONCE), strict=True))
 
 
 @asynccontextmanager
