@@ -10,6 +10,8 @@ from functools import cache, cached_property
 from typing import ClassVar, Protocol, Self, cast
 
 _LONGEST = 4096
+_REMEMBERED = 1000
+_REMEMBERED_LENGTH = 256
 
 
 class _Compiled(Protocol):
@@ -125,6 +127,8 @@ class Glob:
         if wrong := sorted(set(text) & set("[]{}!\\")):
             raise ValueError(f"no {wrong[0]!r}: only *, ** and ? are special")
         self.text: str = text
+        # One push asks the same of the same few names many times over, and a call of RE2 costs as much as a stat.
+        self._answers: dict[str, bool] = {}
 
     @classmethod
     def from_setting(cls, value: object) -> Self:
@@ -158,7 +162,16 @@ class Glob:
     def matches(self, name: str) -> bool:
         """Return whether `name` as a whole is what the pattern describes."""
         compiled = self._compiled
-        return name == self.text if compiled is None else compiled.fullmatch(name) is not None
+        if compiled is None:
+            return name == self.text
+        answer = self._answers.get(name)
+        if answer is None:
+            answer = compiled.fullmatch(name) is not None
+            if len(name) <= _REMEMBERED_LENGTH:
+                if len(self._answers) >= _REMEMBERED:
+                    self._answers.clear()
+                self._answers[name] = answer
+        return answer
 
     def __repr__(self) -> str:
         return f"Glob({self.text!r})"

@@ -88,3 +88,14 @@ def test_patterns_are_values_that_a_configuration_holds() -> None:
         "url": {"type": ["string", "null"], "format": "regex"},
         "name": {"type": ["string", "null"], "minLength": 1},
     }
+
+
+def test_a_pattern_remembers_a_bounded_number_of_short_names() -> None:
+    pattern = Glob("v*")
+    for _ in range(2):
+        for number in range(2500):
+            assert pattern.matches(f"v{number}")
+            assert not pattern.matches(f"w{number}")
+            assert pattern.matches("v" * 10_000)
+    assert 0 < len(pattern._answers) <= 1000
+    assert max(map(len, pattern._answers)) <= 256
