@@ -7,8 +7,8 @@ order of the configuration, the registry, and below it storage middleware around
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import TypeVar
 
 import msgspec
@@ -211,22 +211,36 @@ async def open_registry(configuration: Configuration, plugins: PluginManager) ->
         yield OpenedRegistry(handler, driver)
 
 
+@contextmanager
+def _opening(
+    configuration: Configuration, plugins: PluginManager, hook: str, name: str, section: str
+) -> Generator[None]:
+    """Trace the opening of what a plugin offers.
+
+    Raises:
+        ConfigurationError: it failed, in whichever way the code of others does; says what and where it is configured.
+    """
+    key = tuple(section.split("."))
+    try:
+        with plugins.opening(hook, name):
+            yield
+    except ConfigurationError:
+        raise
+    except DriverError as error:
+        raise configuration.document.error(key, f"the store cannot be opened: {error.args[0]}") from error
+    except Exception as error:
+        reason = f"{name} failed to open: {type(error).__name__}: {error}"
+        raise configuration.document.error(key, reason) from error
+
+
 async def _open_driver(configuration: Configuration, plugins: PluginManager, stack: AsyncExitStack) -> Driver:
     name = configuration.storage.driver
     factory = plugins.drivers()[name]
     options = configuration.decode(f"storage.{name}", factory.options)
-    try:
-        with plugins.opening("register_drivers", name):
-            driver = await stack.enter_async_context(factory.open(options))
-    except DriverError as error:
-        reason = f"the store cannot be opened: {error.args[0]}"
-        raise configuration.document.error(("storage", name), reason) from error
-    except Exception as error:
-        # Whatever the code of others raises, the operator is told which driver it is.
-        reason = f"the driver {name} failed to open the store: {type(error).__name__}: {error}"
-        raise configuration.document.error(("storage", name), reason) from error
+    with _opening(configuration, plugins, "register_drivers", name, f"storage.{name}"):
+        driver = await stack.enter_async_context(factory.open(options))
     for name, around, settings in _storage_middleware(configuration, plugins):
-        with plugins.opening("register_storage_middleware", name):
+        with _opening(configuration, plugins, "register_storage_middleware", name, "middleware.storage"):
             driver = await stack.enter_async_context(around.open(settings, driver))
     return driver
 
@@ -238,7 +252,7 @@ async def _open_rules(configuration: Configuration, plugins: PluginManager, stac
         section = _section(name, rule)
         scopes = Scopes(_options(configuration, name, rule))
         for each in scopes.entries:
-            with plugins.opening("register_rules", name):
+            with _opening(configuration, plugins, "register_rules", name, section):
                 judge = await stack.enter_async_context(rule.open(each.options))
             place = section if each.position == scopes.listed else f"{section}.rules[{each.position}]"
             opened.append((name, place, RuleEntry(name, scopes, each.position), judge))
@@ -267,13 +281,13 @@ async def _wrap(
     outside = [item for item in configured if item[1].section is not None]
     for name, factory in [*reversed(inside), *outside]:
         options = configuration.decode(_section(name, factory), factory.options)
-        with plugins.opening("register_middleware", name):
+        with _opening(configuration, plugins, "register_middleware", name, _section(name, factory)):
             handler = await stack.enter_async_context(factory.open(options, handler))
     if configuration.auth.type != "none":
         name = configuration.auth.type
         offered = plugins.authenticators()[name]
         credentials = configuration.decode(f"auth.{name}", offered.options)
-        with plugins.opening("register_authenticators", name):
+        with _opening(configuration, plugins, "register_authenticators", name, f"auth.{name}"):
             authenticator = await stack.enter_async_context(offered.open(credentials))
         handler = _Authenticated(handler, authenticator)
     if plugins.observed:

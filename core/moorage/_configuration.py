@@ -178,7 +178,10 @@ class Configuration(Sections, frozen=True, kw_only=True):
             ConfigurationError: What is written there is not what the type allows.
             TypeError: The type has a field that a configuration cannot hold.
         """
-        return self.document.decode(type_, tuple(path.split(".")))
+        key = tuple(path.split("."))
+        # What lies deeper and is somebody else's, somebody else reads.
+        deeper = [each for each in self.document.claimed if each[: len(key)] == key and each != key]
+        return self.document.decode(type_, key, spared=deeper)
 
     @property
     def named_plugins(self) -> tuple[str, ...]:
@@ -295,6 +298,7 @@ def load_configuration(
     document = Document("configuration", {}) if path is None else read_document(path)
     claimed = claimed or {}
     spared: dict[Key, type[Struct]] = {tuple(path.split(".")): options for path, options in claimed.items()}
+    document.claimed = tuple(spared)
     warnings = list(apply_environment(document, Written, environ, spared=spared))
     for name in ("storage", "auth"):
         _write_out(document, name)
@@ -525,6 +529,9 @@ def _refuse_what_is_unsafe_to_ignore(configuration: Configuration, claimed: Mapp
         if (is_auth or _says_something(document.find(key))) and not _is_claimed(path, claimed):
             suffix = "" if " instead " in instead else " instead"
             reason = f"not supported by this version{_or_blocked(configuration)}"
+            if is_auth:
+                offered = [each.removeprefix("auth.") for each in claimed if each.startswith("auth.")]
+                reason += f"; {did_you_mean(configuration.auth.type, offered)}" if offered else ""
             raise document.error(key, f"{reason}; refusing to start {instead}{suffix}")
 
 

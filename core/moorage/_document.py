@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Collection, Hashable
 from functools import cache
 from pathlib import Path
-from typing import Final, Protocol, TypeVar, cast
+from typing import Final, Protocol, TypeAlias, TypeVar, cast
 
 from msgspec import inspect
 
@@ -32,6 +32,8 @@ from ._yaml import (
 )
 
 T = TypeVar("T")
+
+_List: TypeAlias = inspect.VarTupleType | inspect.ListType | inspect.SetType | inspect.FrozenSetType
 
 LARGEST_DOCUMENT: Final = 1 << 20
 
@@ -103,6 +105,8 @@ class Document:
     def __init__(self, source: str, root: dict[str, Plain]) -> None:
         self.source = source
         self.root = root
+        self.claimed: tuple[Key, ...] = ()
+        """Keys of sections that plugins answer for."""
         self._origins: dict[Key, str] = {}
 
     def mark(self, key: Key, origin: str) -> None:
@@ -186,14 +190,14 @@ class _Check:
                 return {
                     name: self.checked(item, each, (*key, name)) for name, each in self._mapping(value, key).items()
                 }
-            case inspect.VarTupleType(item_type=item):
-                return tuple(self._items(item, value, key))
-            case inspect.ListType(item_type=item):
-                return self._items(item, value, key)
-            case inspect.SetType(item_type=item):
-                return set(self._items(item, value, key))
-            case inspect.FrozenSetType(item_type=item):
-                return frozenset(self._items(item, value, key))
+            case inspect.VarTupleType():
+                return tuple(self._items(info, value, key))
+            case inspect.ListType():
+                return self._items(info, value, key)
+            case inspect.SetType():
+                return set(self._items(info, value, key))
+            case inspect.FrozenSetType():
+                return frozenset(self._items(info, value, key))
             case inspect.UnionType(types=types):
                 return self._alternative(types, value, key)
             case _:
@@ -239,12 +243,16 @@ class _Check:
             raise self._document.error(key, f"found {kind(value)}; allowed is a mapping")
         return value
 
-    def _items(self, item: inspect.Type, value: Plain, key: Key) -> list[object]:
+    def _items(self, info: _List, value: Plain, key: Key) -> list[object]:
         if value is None:
-            return []
+            value = []
         if not isinstance(value, list):
             raise self._document.error(key, f"found {kind(value)}; allowed is a list")
-        return [self.checked(item, each, (*key, position)) for position, each in enumerate(value)]
+        limits = {"at least": info.min_length, "at most": info.max_length}
+        if len(value) < (info.min_length or 0) or (info.max_length is not None and len(value) > info.max_length):
+            allowed = " and ".join(f"{word} {limit}" for word, limit in limits.items() if limit is not None)
+            raise self._document.error(key, f"found {len(value)} items; allowed are {allowed}")
+        return [self.checked(info.item_type, each, (*key, position)) for position, each in enumerate(value)]
 
     def _alternative(self, types: tuple[inspect.Type, ...], value: Plain, key: Key) -> object:
         alternatives = [each for each in types if not isinstance(each, inspect.NoneType)]

@@ -116,7 +116,9 @@ class _Override:
             if _word(field) == words[0]:
                 name = field.encode_name
                 return {**items, name: self.applied(field.type, items.get(name), words[1:], (*key, name))}
-        if has_open_keys(struct) or (key not in self._spared and is_spared((*key, words[0].lower()), self._spared)):
+        # In a section that somebody else checks, only what leads on to another such section is free.
+        others = [each for each in self._spared if len(each) > len(key)] if key in self._spared else self._spared
+        if has_open_keys(struct) or is_spared((*key, words[0].lower()), others):
             return self._in_mapping(inspected(object), items, words, key)
         raise _NamesNothingError
 

@@ -704,6 +704,29 @@ def test_a_claimed_section_may_have_keys_of_the_plugins_own(load: Load) -> None:
         configuration.decode("validation.manifests.indexes", Indexes)
 
 
+class Several(Struct, frozen=True):
+    """Options with limits on how many there are."""
+
+    names: Annotated[tuple[str, ...], Meta(min_length=1, max_length=2)] = ("a",)
+
+
+@pytest.mark.parametrize(("names", "found"), [("[]", 0), ("", 0), ("[a, b, c]", 3)])
+def test_lists_have_their_limits(load: Load, names: str, found: int) -> None:
+    configuration = load(with_storage(f"plugins: {{p: {{names: {names}}}}}")).configuration
+    if not names:
+        assert configuration.decode("plugins.p", Several) == Several()
+        return
+    sentence = f"plugins.p.names: found {found} items; allowed are at least 1 and at most 2"
+    with pytest.raises(ConfigurationError, match=sentence):
+        configuration.decode("plugins.p", Several)
+
+
+def test_an_authenticator_that_is_misspelt_is_told_which_is_meant(load: Load) -> None:
+    claimed = {"auth.tokens": Plain}
+    with pytest.raises(ConfigurationError, match=r'auth\.token: not supported by this version; did you mean "tokens"'):
+        load(with_storage("auth: {token: {}}"), claimed=claimed)
+
+
 class Color(enum.Enum):
     """A choice as a plugin would declare it."""
 

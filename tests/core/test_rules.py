@@ -297,3 +297,49 @@ def test_options_that_scoped_did_not_make_hold_everywhere() -> None:
     assert (found.options, found.mode) == (Says("no"), "enforce")
     assert issubclass(scoped(Says), Says)
     assert Glob("a") == Glob("a")
+
+
+class Broken:
+    """Offers one of each that cannot be opened."""
+
+    @hookimpl
+    def register_rules(self) -> Mapping[str, object]:
+        @asynccontextmanager
+        async def open_it(options: Says) -> AsyncGenerator[object]:
+            if options.says:
+                raise LookupError(f"no {options.says}")
+            yield options
+
+        return {"broken": Rule(Says, open_it)}
+
+
+async def test_a_rule_that_fails_to_open_is_one_sentence(plugins: PluginManager) -> None:
+    assert plugins.register(Broken(), "broken").error is None
+    with pytest.raises(ConfigurationError, match=r"plugins\.broken: broken failed to open: LookupError: no luck"):
+        async with registry(plugins, plugins={"broken": {"says": "luck"}}):
+            pass
+
+
+class Outer:
+    """Offers a rule in a section around that of another."""
+
+    @hookimpl
+    def register_rules(self) -> Mapping[str, object]:
+        @asynccontextmanager
+        async def open_it(options: NoOptions) -> AsyncGenerator[object]:
+            yield Judge(Says(str(options)))
+
+        return {"outer": Rule(NoOptions, open_it, section="validation.manifests")}
+
+
+async def test_a_section_in_a_section_is_read_by_its_own_plugin(plugins: PluginManager, plugin: Plugin) -> None:
+    assert plugins.register(Outer(), "outer").error is None
+    async with registry(plugins, validation={"manifests": {"judge": {"says": "careful"}, "mode": "warn"}}) as handler:
+        assert plugin.opened == ["careful"]
+        assert await push(handler, "a") == ("careful",)
+    environ = {"REGISTRY_VALIDATION_MANIFESTS_JUDGE_SAYS": "yet", "REGISTRY_VALIDATION_MANIFESTS_NOTHING_SAYS": "no"}
+    loaded = load_configuration(
+        None, environ, overrides={"storage": {"inmemory": None}}, claimed=claimed_sections(plugins)
+    )
+    assert loaded.configuration.section("validation.manifests") == {"judge": {"says": "yet"}}
+    assert loaded.warnings == ("REGISTRY_VALIDATION_MANIFESTS_NOTHING_SAYS: names no setting; ignored",)
