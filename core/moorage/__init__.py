@@ -9,8 +9,8 @@
 Imports point downward, within the core too, in this order:
 
     _errors  _digests  _names  _patterns  _manifests  _driver  _memory  _operations  _decisions  _layout  _concurrency
-    _listing  _links  _tags  _referrers  _uploads  _registry  _yaml  _document  _settings  _environment  _configuration
-    _hooks  _rules  _watch  _calls  _judging  _plugin_files  _plugins  _assembly
+    _listing  _links  _push  _tags  _referrers  _uploads  _registry  _yaml  _document  _settings  _environment
+    _configuration  _hooks  _rules  _watch  _calls  _judging  _plugin_files  _plugins  _assembly
 """
 
 from ._assembly import OpenedRegistry, check_options, claimed_sections, offered_sections, open_registry
@@ -157,7 +157,8 @@ from ._operations import (
 )
 from ._patterns import Glob, Regex
 from ._plugins import PluginError, PluginManager, PluginRecord
-from ._registry import BLOB_MEDIA_TYPE, TAGS_LIMIT, Registry
+from ._push import TAGS_LIMIT
+from ._registry import BLOB_MEDIA_TYPE, Registry
 from ._rules import InForce, Mode, Scopes, scoped
 
 __all__ = [

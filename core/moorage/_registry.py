@@ -18,23 +18,17 @@ from contextlib import aclosing, asynccontextmanager, nullcontext
 from functools import partial
 from typing import cast
 
-import msgspec
-import trio
-
 from . import _layout as layout
-from ._concurrency import map_bounded
 from ._decisions import Decisions, NoDecisions, ReadOnlyView
 from ._digests import Digest
 from ._driver import Driver, Reader
 from ._errors import (
     BlobUnknown,
-    DigestInvalid,
     DriverError,
     InternalError,
     KeyUnknown,
     ManifestBlobUnknown,
     ManifestInvalid,
-    ManifestTooLarge,
     ManifestUnknown,
     NameUnknown,
     PreconditionFailed,
@@ -48,7 +42,6 @@ from ._manifests import (
     MANIFEST_LIMIT,
     Descriptor,
     Manifest,
-    parse_pushed,
     parse_stored,
 )
 from ._names import Reference, RepositoryName
@@ -83,6 +76,7 @@ from ._operations import (
     UploadOpened,
     UploadProgress,
 )
+from ._push import missing_detail, missing_references, parsed, read_push
 from ._referrers import Referrers
 from ._tags import Tags
 from ._uploads import Uploads
@@ -90,11 +84,7 @@ from ._uploads import Uploads
 _log = logging.getLogger("moorage.registry")
 
 BLOB_MEDIA_TYPE = "application/octet-stream"
-TAGS_LIMIT = 100
-"""The most tags that one push may write."""
-
 _CACHE_BYTES = 32 << 20
-_PARSE_HERE = 64 << 10
 _LOOKS_AT_ONCE = 16
 
 
@@ -212,7 +202,7 @@ class Registry:
         except KeyUnknown:
             return None
         try:
-            manifest = await _parsed(partial(parse_stored, data, digest), data)
+            manifest = await parsed(partial(parse_stored, data, digest), data)
         except ManifestInvalid as error:
             _log.error("the manifest %s of %s cannot be read: %s", digest, repository, error)
             raise InternalError("the stored manifest cannot be read", detail={"digest": str(digest)}) from None
@@ -278,18 +268,9 @@ class Registry:
             PreconditionFailed: a condition of the push does not hold.
             RegistryError: a rule refuses it.
         """
-        repository, reference, data = operation.repository, operation.reference, operation.data
-        if len(data) > MANIFEST_LIMIT:
-            raise ManifestTooLarge(f"a manifest has at most {MANIFEST_LIMIT} bytes, this one has {len(data)}")
-        if len(operation.tags) > TAGS_LIMIT:
-            raise ManifestInvalid(f"at most {TAGS_LIMIT} tags are written by one push")
-        algorithm = reference.algorithm if isinstance(reference, Digest) else None
-        digest = Digest.of(data, algorithm) if algorithm else Digest.of(data)
-        if isinstance(reference, Digest) and reference != digest:
-            raise DigestInvalid(
-                "the manifest does not have that digest", detail={"expected": str(reference), "found": str(digest)}
-            )
-        manifest = await _parsed(partial(parse_pushed, operation.media_type, data, digest), data)
+        repository, reference = operation.repository, operation.reference
+        manifest = await read_push(operation)
+        digest = manifest.digest
         tags = operation.written_tags
         await self._tags.check(operation, digest, tags)
         warnings: tuple[str, ...] = ()
@@ -321,31 +302,20 @@ class Registry:
             if said.required:
                 refused.append(descriptor)
         if refused:
-            raise ManifestBlobUnknown([_missing(descriptor) for descriptor in refused])
+            raise ManifestBlobUnknown([missing_detail(descriptor) for descriptor in refused])
         return tuple(warnings)
 
     async def missing_references(self, repository: RepositoryName, manifest: Manifest) -> list[Descriptor]:
         """Return what `manifest` points at and is not in `repository`, each content once."""
-        wanted: dict[tuple[Digest, bool], Descriptor] = {}
-        references = tuple(manifest.references())
-        blobs = len(references) - len(manifest.manifests)
-        for at, descriptor in enumerate(references):
-            wanted.setdefault((descriptor.digest, at >= blobs), descriptor)
 
-        async def present(each: tuple[Digest, bool]) -> bool:
-            return await self._is_present(repository, each[0], as_manifest=each[1])
+        async def is_manifest(digest: Digest) -> bool:
+            linked = await exists(self._driver, layout.revision_link(repository, digest))
+            return linked and await exists(self._driver, layout.blob(digest))
 
-        found = await map_bounded(present, list(wanted), limit=_LOOKS_AT_ONCE)
-        return [descriptor for descriptor, there in zip(wanted.values(), found, strict=True) if not there]
+        async def is_blob(digest: Digest) -> bool:
+            return await self._stored_blob(repository, digest) is not None
 
-    async def _is_present(self, repository: RepositoryName, digest: Digest, *, as_manifest: bool) -> bool:
-        """Return whether content is in `repository` and its data in the store.
-
-        An index may list what was pushed as a blob: buildkit's cache indexes list layers.
-        """
-        if as_manifest and await exists(self._driver, layout.revision_link(repository, digest)):
-            return await exists(self._driver, layout.blob(digest))
-        return await self._stored_blob(repository, digest) is not None
+        return await missing_references(manifest, is_manifest=is_manifest, is_blob=is_blob)
 
     async def _store_manifest(self, repository: RepositoryName, manifest: Manifest) -> None:
         digest = manifest.digest
@@ -514,17 +484,6 @@ class Registry:
                     return RepositoryList(repositories=tuple(found), more=operation.limit > 0)
                 found.append(name)
         return RepositoryList(repositories=tuple(found), more=False)
-
-
-async def _parsed(parse: Callable[[], Manifest], data: bytes) -> Manifest:
-    """Return what `parse` makes of `data`; in a thread where that would keep the event loop from others."""
-    return parse() if len(data) <= _PARSE_HERE else await trio.to_thread.run_sync(parse)
-
-
-def _missing(descriptor: Descriptor) -> object:
-    """Return how the answer to a push names a missing reference: as the manifest does, without what was embedded."""
-    named = msgspec.structs.replace(descriptor, data=None, urls=None, annotations=None)
-    return msgspec.to_builtins(named, enc_hook=str)
 
 
 def _manifest_unknown(repository: RepositoryName, reference: Reference) -> ManifestUnknown:
