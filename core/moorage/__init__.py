@@ -10,10 +10,18 @@ Imports point downward, within the core too, in this order:
 
     _errors  _digests  _names  _patterns  _manifests  _driver  _memory  _operations  _decisions  _layout  _concurrency
     _listing  _links  _push  _tags  _referrers  _uploads  _registry  _yaml  _document  _settings  _environment
-    _configuration  _hooks  _rules  _watch  _calls  _judging  _plugin_files  _plugins  _assembly
+    _configuration  _hooks  _rules  _watch  _calls  _judging  _explanation  _plugin_files  _plugins  _assembly
 """
 
-from ._assembly import OpenedRegistry, check_options, claimed_sections, offered_sections, open_registry
+from ._assembly import (
+    OpenedRegistry,
+    check_options,
+    claimed_sections,
+    offered_sections,
+    open_registry,
+    open_rules,
+    open_to_look,
+)
 from ._concurrency import map_bounded
 from ._configuration import (
     CONFIGURATION_PATH,
@@ -83,6 +91,7 @@ from ._errors import (
     UploadOutOfOrder,
     UploadUnknown,
 )
+from ._explanation import REGISTRY, Explanation, Finding, Outcome, explain
 from ._hooks import (
     HOOK_API,
     Authenticator,
@@ -96,6 +105,7 @@ from ._hooks import (
     hookspec,
 )
 from ._judging import Judging, RuleEntry, Verdict, objection
+from ._listing import list_revisions
 from ._manifests import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -174,6 +184,7 @@ __all__ = [
     "OCI_INDEX",
     "OCI_MANIFEST",
     "REFERENCE_LIMIT",
+    "REGISTRY",
     "TAGS_LIMIT",
     "Absent",
     "Access",
@@ -208,7 +219,9 @@ __all__ = [
     "DriverFactory",
     "DriverVerb",
     "Entry",
+    "Explanation",
     "FileRange",
+    "Finding",
     "Glob",
     "Handler",
     "Hasher",
@@ -240,6 +253,7 @@ __all__ = [
     "OpenedRegistry",
     "Operation",
     "Origin",
+    "Outcome",
     "ParameterInvalid",
     "Ping",
     "Platform",
@@ -305,14 +319,18 @@ __all__ = [
     "configuration_schema",
     "decode_options",
     "encode_json",
+    "explain",
     "hookimpl",
     "hookspec",
+    "list_revisions",
     "load_configuration",
     "map_bounded",
     "objection",
     "offered_sections",
     "open_hasher",
     "open_registry",
+    "open_rules",
+    "open_to_look",
     "parse_descriptor",
     "parse_pushed",
     "parse_reference",

@@ -15,6 +15,7 @@ import msgspec
 import trio
 
 from ._configuration import Configuration, ConfigurationError, UploadPurging, did_you_mean
+from ._decisions import ReadOnlyView
 from ._driver import Driver
 from ._errors import DriverError, RegistryError, Unauthorized
 from ._hooks import Authenticator, MiddlewareFactory, Rule, StorageMiddlewareFactory
@@ -233,12 +234,43 @@ def _opening(
         raise configuration.document.error(key, reason) from error
 
 
-async def _open_driver(configuration: Configuration, plugins: PluginManager, stack: AsyncExitStack) -> Driver:
+@asynccontextmanager
+async def open_rules(configuration: Configuration, plugins: PluginManager) -> AsyncGenerator[None]:
+    """Take the rules that `configuration` names into use in `plugins`, without a store to go with them.
+
+    Raises:
+        ConfigurationError: it names something that no plugin offers, or a rule cannot be opened.
+    """
+    check_options(configuration, plugins)
+    async with AsyncExitStack() as stack:
+        await _open_rules(configuration, plugins, stack)
+        yield
+
+
+@asynccontextmanager
+async def open_to_look(configuration: Configuration, plugins: PluginManager) -> AsyncGenerator[OpenedRegistry]:
+    """Open the store that `configuration` names, to read from beside whatever serves it.
+
+    The handler answers what only looks. There is no middleware, authentication, observer or clockwork around it.
+
+    Raises:
+        ConfigurationError: the store cannot be opened; one of files also where it is not there.
+    """
+    check_options(configuration, plugins)
+    async with AsyncExitStack() as stack:
+        driver = await _open_driver(configuration, plugins, stack, to_look=True)
+        yield OpenedRegistry(ReadOnlyView(Registry(driver)), driver)
+
+
+async def _open_driver(
+    configuration: Configuration, plugins: PluginManager, stack: AsyncExitStack, *, to_look: bool = False
+) -> Driver:
     name = configuration.storage.driver
     factory = plugins.drivers()[name]
     options = configuration.decode(f"storage.{name}", factory.options)
+    opener = factory.open_to_look if to_look and factory.open_to_look is not None else factory.open
     with _opening(configuration, plugins, "register_drivers", name, f"storage.{name}"):
-        driver = await stack.enter_async_context(factory.open(options))
+        driver = await stack.enter_async_context(opener(options))
     for name, around, settings in _storage_middleware(configuration, plugins):
         with _opening(configuration, plugins, "register_storage_middleware", name, "middleware.storage"):
             driver = await stack.enter_async_context(around.open(settings, driver))
@@ -252,9 +284,9 @@ async def _open_rules(configuration: Configuration, plugins: PluginManager, stac
         section = _section(name, rule)
         scopes = Scopes(_options(configuration, name, rule))
         for each in scopes.entries:
-            with _opening(configuration, plugins, "register_rules", name, section):
-                judge = await stack.enter_async_context(rule.open(each.options))
             place = section if each.position == scopes.listed else f"{section}.rules[{each.position}]"
+            with _opening(configuration, plugins, "register_rules", name, place):
+                judge = await stack.enter_async_context(rule.open(each.options))
             opened.append((name, place, RuleEntry(name, scopes, each.position), judge))
     # pluggy calls last what was registered first.
     for name, place, entry, judge in reversed(opened):

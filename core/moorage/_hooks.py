@@ -44,11 +44,15 @@ class DriverFactory(msgspec.Struct, Generic[OptionsT], frozen=True):
 
     `shared` says whether other processes see the same store; if not, one worker serves. It stands here and not among
     the driver's capabilities, since workers are started before any of them opens a driver.
+
+    `open_to_look` opens the store for commands that only read it. It changes nothing in the store, and refuses one that
+    is not there instead of making it. Without it such commands use `open`.
     """
 
     options: type[OptionsT]
     open: Callable[[OptionsT], AbstractAsyncContextManager[Driver]]
     shared: bool = True
+    open_to_look: Callable[[OptionsT], AbstractAsyncContextManager[Driver]] | None = None
 
 
 class StorageMiddlewareFactory(msgspec.Struct, Generic[OptionsT], frozen=True):

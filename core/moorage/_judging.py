@@ -124,6 +124,15 @@ class Judging:
                 descriptor=descriptor,
             )
 
+    def modes(self, repository: RepositoryName) -> dict[str, Mode | None]:
+        """Return how each rule, in the order of asking, holds for `repository`; None for one that does not."""
+        found: dict[str, Mode | None] = {}
+        for hook in ("requires_reference", "validate_manifest"):
+            for implementation in self._implementations(hook):
+                rule, mode = self._rule(implementation, repository)
+                found[rule] = found.get(rule) or mode
+        return found
+
     async def validate_manifest(self, push: PushManifest, manifest: Manifest, registry: Handler) -> tuple[str, ...]:
         """Return the warnings of all plugins.
 

@@ -54,6 +54,11 @@ def manifests(repository: RepositoryName) -> str:
     return f"{REPOSITORIES}{repository}/_manifests/"
 
 
+def revisions(repository: RepositoryName) -> str:
+    """Return below which prefix the manifests of `repository` are named by digest."""
+    return f"{REPOSITORIES}{repository}/_manifests/revisions/"
+
+
 def revision_link(repository: RepositoryName, digest: Digest) -> str:
     """Return the key that says that a manifest is in `repository`."""
     return f"{REPOSITORIES}{repository}/_manifests/revisions/{_path(digest)}/link"

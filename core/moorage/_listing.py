@@ -10,8 +10,9 @@ from contextlib import aclosing, suppress
 
 from . import _layout as layout
 from ._concurrency import map_bounded
+from ._digests import Digest
 from ._driver import Driver
-from ._errors import NameInvalid
+from ._errors import DigestInvalid, NameInvalid
 from ._names import RepositoryName
 
 _LOOKS_AT_ONCE = 32
@@ -92,6 +93,30 @@ async def _walk(driver: Driver, parent: str, *, part: str, after: str) -> AsyncG
             async with aclosing(_walk(driver, place, part=part, after=after)) as below:
                 async for name in below:
                     yield name
+
+
+async def list_revisions(driver: Driver, repository: RepositoryName) -> AsyncGenerator[Digest]:
+    """Give the digest of every manifest that `repository` has a link to, tagged or not, in the store's order.
+
+    What pushes and deletes do meanwhile may or may not be seen; that the manifest itself is there is not looked for.
+
+    Raises:
+        DriverError: the store cannot be read.
+    """
+    prefix = layout.revisions(repository)
+    position = ""
+    while True:
+        listing = await driver.list(prefix, after=position)
+        for entry in listing.entries:
+            position = entry.key
+            algorithm, _, rest = entry.key[len(prefix) :].partition("/")
+            encoded, _, name = rest.partition("/")
+            # What is no link of a digest was not put there by a registry.
+            if name == "link":
+                with suppress(DigestInvalid):
+                    yield Digest(f"{algorithm}:{encoded}")
+        if not listing.more or not listing.entries:
+            return
 
 
 async def children(driver: Driver, prefix: str) -> Sequence[str]:

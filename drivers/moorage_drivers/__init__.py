@@ -32,6 +32,13 @@ async def _open_filesystem(options: FilesystemOptions) -> AsyncGenerator[Driver]
 
 
 @asynccontextmanager
+async def _look_at_filesystem(options: FilesystemOptions) -> AsyncGenerator[Driver]:
+    from .filesystem import FilesystemDriver
+
+    yield FilesystemDriver.look_at_root(options.rootdirectory, threads=max(options.maxthreads, 25))
+
+
+@asynccontextmanager
 async def _open_memory(options: NoOptions) -> AsyncGenerator[Driver]:
     del options
     yield MemoryDriver()
@@ -41,6 +48,6 @@ async def _open_memory(options: NoOptions) -> AsyncGenerator[Driver]:
 def register_drivers() -> Mapping[str, object]:
     """Offer the drivers of this package."""
     return {
-        "filesystem": DriverFactory(FilesystemOptions, _open_filesystem),
+        "filesystem": DriverFactory(FilesystemOptions, _open_filesystem, open_to_look=_look_at_filesystem),
         "inmemory": DriverFactory(NoOptions, _open_memory, shared=False),
     }

@@ -115,10 +115,26 @@ class FilesystemDriver(Driver):
         try:
             await trio.to_thread.run_sync(driver._prepare)
         except OSError as error:
-            found = _KINDS.get(error.errno or 0)
-            kind = StoreReadOnly if found is StoreReadOnly else StoreUnavailable
-            raise kind(f"{root}: {error.strerror or error}", driver=driver.name, operation="open") from error
+            driver._refuse(root, error)
         yield driver
+
+    @classmethod
+    def look_at_root(cls, root: str, *, threads: int = 100) -> "FilesystemDriver":
+        """Return the store below `root` to read from; nothing is made, not even the driver's own folders.
+
+        Raises:
+            StoreReadOnly, StoreUnavailable: there is no such folder, or it cannot be looked into.
+        """
+        driver = cls(os.path.realpath(root), threads=threads)
+        try:
+            os.scandir(driver.root).close()
+        except OSError as error:
+            driver._refuse(root, error)
+        return driver
+
+    def _refuse(self, root: str, error: OSError) -> NoReturn:
+        kind = StoreReadOnly if _KINDS.get(error.errno or 0) is StoreReadOnly else StoreUnavailable
+        raise kind(f"{root}: {error.strerror or error}", driver=self.name, operation="open") from error
 
     def _prepare(self) -> None:
         os.makedirs(self.root, exist_ok=True)
