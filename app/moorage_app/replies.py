@@ -52,6 +52,7 @@ HeaderList = list[tuple[bytes, bytes]]
 _RANGE = re.compile(r"bytes=\s*(\d{0,100})-(\d{0,100})\s*", re.ASCII | re.IGNORECASE)
 _BLOB_CACHE = (b"cache-control", b"max-age=31536000")
 _WARNINGS_LIMIT = 4096
+_WARNING_LIMIT = 1024
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
@@ -260,18 +261,37 @@ def _manifest_pushed(operation: Operation[object], reply: ManifestPushed, prefix
 
 
 def _warnings(warnings: tuple[str, ...]) -> HeaderList:
-    """Return `Warning` headers as the spec wants them: code 299, agent `-`, no date, 4,096 bytes in all."""
+    """Return `Warning` headers as the spec wants them: code 299, agent `-`, no date, 4,096 bytes in all.
+
+    A long warning is cut short, equal ones are said once, and those for which there is no room are counted in the last.
+    """
+    told = list(dict.fromkeys(warnings))
     headers: HeaderList = []
-    left = _WARNINGS_LIMIT
-    for warning in warnings:
-        printable = "".join(each if each.isprintable() else "?" for each in " ".join(warning.split()))
-        text = printable.encode("ascii", "backslashreplace")
-        value = b'299 - "%s"' % text.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+    left = _WARNINGS_LIMIT - len(_warning(_further(len(told))))
+    for at, warning in enumerate(told):
+        value = _warning(warning)
         left -= len(value)
         if left < 0:
+            headers.append((b"warning", _warning(_further(len(told) - at))))
             break
         headers.append((b"warning", value))
     return headers
+
+
+def _further(count: int) -> str:
+    return f"further warnings, for which there is no room here: {count}"
+
+
+def _warning(text: str) -> bytes:
+    """Return the value of one header: `text` in one line of printable ASCII, in quotes, at most 1,024 bytes of it."""
+    quoted = bytearray()
+    for each in " ".join(text.split()):
+        piece = (each if each.isprintable() else "?").encode("ascii", "backslashreplace")
+        piece = piece.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
+        if len(quoted) + len(piece) > _WARNING_LIMIT - 3:
+            return b'299 - "%s..."' % quoted
+        quoted += piece
+    return b'299 - "%s"' % quoted
 
 
 def _link(prefix: str, path: str, parameters: list[tuple[str, str]]) -> tuple[bytes, bytes]:

@@ -718,11 +718,34 @@ def test_no_warning_breaks_out_of_its_header(text: str) -> None:
     trio.run(check)
 
 
-async def test_all_warnings_together_have_at_most_4096_bytes() -> None:
-    values = await warned(*("x" * 1000 for _ in range(10)))
-    assert 3 <= len(values) <= 4
+@pytest.mark.parametrize(
+    "text",
+    ["x" * 5000, "\xe9" * 2000, '"' * 1500, "\\" * 1500, "x" * 1022 + '"', "\n" + "x" * 10**6, " " * 2000 + "x" * 2000],
+)
+async def test_a_long_warning_is_cut_short(text: str) -> None:
+    (value,) = await warned(text)
+    assert value.endswith('..."')
+    assert 1010 < len(value) <= 1024 + len('299 - ""')
+    assert re.fullmatch(r'299 - "([\t !#-\[\]-~]|\\[\t -~])*"', value)
+
+
+async def test_a_warning_that_fits_is_whole() -> None:
+    text = "x" * 1021
+    assert await warned(text) == [f'299 - "{text}"']
+
+
+@pytest.mark.parametrize("length", [1, 100, 900, 5000])
+async def test_all_warnings_together_have_at_most_4096_bytes(length: int) -> None:
+    values = await warned(*(f"{n:06}" + "x" * length for n in range(6000)))
+    assert 2 <= len(values) <= 300
     assert sum(map(len, values)) <= 4096
-    assert await warned("x" * 5000) == []
+    told = values[:-1]
+    assert [value[7:13] for value in told] == [f"{n:06}" for n in range(len(told))]
+    assert values[-1] == f'299 - "further warnings, for which there is no room here: {6000 - len(told)}"'
+
+
+async def test_equal_warnings_are_said_once() -> None:
+    assert await warned(*("a", "b", "a") * 1000) == ['299 - "a"', '299 - "b"']
 
 
 # ---- errors
