@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 EXIT_USAGE = 2
 """What the process returns when it was asked wrongly: the same as click's."""
+EXIT_INTERRUPTED = 130
+"""What a shell says of a process that an interrupt has ended."""
 
 
 def _fail(sentence: object) -> Never:
@@ -294,6 +296,75 @@ def schema(file: Path | None) -> None:
     except PluginError as error:
         _fail(error)
     click.echo(json.dumps(described, indent=2))
+
+
+# ---- validate
+
+
+@main.command()
+@click.argument("targets", nargs=-1, metavar="[TARGET]...")
+@click.option("--config", "file", type=click.Path(path_type=Path), help="Whose rules, and whose store.")
+@click.option("--as", "pushed_as", metavar="REPOSITORY[:TAG]", help="Judge files as pushed there.")
+@click.option("--media-type", metavar="TYPE", help="Judge a file as pushed with this Content-Type.")
+@click.option("--all", "everything", is_flag=True, help="Judge all that is stored.")
+@click.option(
+    "--repository", "pattern", metavar="GLOB", help="With --all: only what is in repositories such as dev/**."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
+def validate(
+    targets: tuple[str, ...],
+    file: Path | None,
+    pushed_as: str | None,
+    media_type: str | None,
+    pattern: str | None,
+    *,
+    everything: bool,
+    as_json: bool,
+) -> None:
+    """Say what the rules of a configuration would make of a push, without a push.
+
+    TARGET is the file of a manifest (- for standard input), an OCI image layout (a folder or a tar), or what the store
+    has, as repository:tag or repository@digest. With --all it is everything that is stored. Nothing is written.
+
+    Exit code 0 when all would be accepted, 1 when something would be refused, 2 when something cannot be judged.
+    """
+    _check_validate(targets, pushed_as, media_type, pattern, everything=everything)
+    path = _configured_path(file)
+    plugins = _load_plugins(path)
+    loaded = _load_configuration(path, plugins)
+    for warning in loaded.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    from . import validate_command
+
+    try:
+        if everything:
+            code = validate_command.judge_everything(loaded.configuration, plugins, pattern, as_json=as_json)
+        else:
+            code = validate_command.judge(
+                loaded.configuration, plugins, targets, pushed_as=pushed_as, media_type=media_type, as_json=as_json
+            )
+    except validate_command.Wrong as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        # click would return 1, and that means a refusal here.
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(code)
+
+
+def _check_validate(
+    targets: Sequence[str], pushed_as: str | None, media_type: str | None, pattern: str | None, *, everything: bool
+) -> None:
+    """Refuse arguments that contradict each other."""
+    if everything and targets:
+        _fail("--all judges everything that is stored, so it takes no TARGET")
+    if everything and (pushed_as is not None or media_type is not None):
+        _fail("--as and --media-type are for files, not for what is stored")
+    if not everything and not targets:
+        _fail("say what to judge: a file, a layout, repository:tag, or --all")
+    if not everything and pattern is not None:
+        _fail("--repository limits what --all judges, and is of no use without it")
+    if targets.count("-") > 1:
+        _fail("standard input can be read once only")
 
 
 # ---- plugins

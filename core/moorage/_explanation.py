@@ -62,7 +62,8 @@ class Explanation(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         push: the push in question.
         manifest: what is pushed; None if it is no manifest, and then rules are not asked.
-        findings: what everybody says: of the manifest as such, of each missing reference, then each rule in its order.
+        findings: what everybody says: of the manifest as such, of each missing reference, of the whole; then the rules
+            that say nothing, and those that are not in force.
     """
 
     push: PushManifest
@@ -101,11 +102,12 @@ async def explain(push: PushManifest, handler: Handler, judging: Judging) -> Exp
     heard = {finding.rule for finding in judged} | told
     # That a rule has nothing against the whole need not be said of one that said something of a part.
     judged = [finding for finding in judged if finding.outcome != "accepts" or finding.rule not in told]
-    judged += [
+    silent = [
         Finding(rule=rule, mode=mode, outcome="not here" if mode is None else "accepts")
         for rule, mode in judging.modes(push.repository).items()
         if rule not in heard
     ]
+    judged += sorted(silent, key=lambda finding: finding.mode is None)
     return Explanation(push=push, manifest=manifest, findings=(*findings, *judged))
 
 
