@@ -291,7 +291,7 @@ def test_a_bad_configuration_is_one_sentence(bench: Bench, layout: Layout) -> No
     wrong: tuple[tuple[dict[str, object], str], ...] = (
         ({"mode": "loud"}, "plugins.house.mode"),
         ({"refused": "x"}, "plugins.house.refused: unknown key"),
-        ({"refuse": "opening"}, "the rule house failed to open: OSError: the list is away"),
+        ({"refuse": "opening"}, "house failed to open: OSError: the list is away"),
     )
     for options, says in wrong:
         bench.configure(**options)

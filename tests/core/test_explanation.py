@@ -498,4 +498,4 @@ async def test_a_rule_that_cannot_be_opened_is_one_sentence(plugins: PluginManag
     with pytest.raises(ConfigurationError) as error:
         async with rules(plugins, first={"whole": "open"}):
             pass
-    assert str(error.value) == "plugins.first: the rule first failed to open: OSError: no such list"
+    assert str(error.value) == "command line: plugins.first: first failed to open: OSError: no such list"

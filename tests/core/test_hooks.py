@@ -38,7 +38,7 @@ SIGNATURES = {
 }
 FIELDS: dict[type[msgspec.Struct], tuple[str, ...]] = {
     AuthenticatorFactory: ("options", "open"),
-    DriverFactory: ("options", "open", "shared"),
+    DriverFactory: ("options", "open", "shared", "open_to_look"),
     MiddlewareFactory: ("options", "open", "section", "always"),
     Rule: ("options", "open", "section", "always", "when_disabled"),
     StorageMiddlewareFactory: ("options", "open"),
