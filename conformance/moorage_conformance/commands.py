@@ -204,6 +204,100 @@ def _list_driver_cases(only: tuple[str, ...]) -> None:
     console.print(f"{len(cases)} cases")
 
 
+@conformance.command()
+@click.argument("target", metavar="PLUGIN", required=False)
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME.KEY=VALUE",
+    help="An option of what the plugin registers as NAME; {fresh} in one of a driver is new for each case.",
+)
+@click.option(
+    "--config",
+    "file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Take the options from this configuration.",
+)
+@click.option("--only", multiple=True, metavar="GLOB", help="Run only cases whose group, name or group.name matches.")
+@click.option("--list", "listing", is_flag=True, help="List the cases instead of running them.")
+@click.option("--fast", is_flag=True, help="Use small sizes for drivers.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False, path_type=Path), help="Write the results as JSON.")
+@click.option("--junit", "junit_file", type=click.Path(dir_okay=False, path_type=Path), help="Write JUnit's XML.")
+@click.option("--strict", is_flag=True, help="Count what could not be shown as failed.")
+def plugin(
+    target: str | None,
+    options: tuple[str, ...],
+    file: Path | None,
+    only: tuple[str, ...],
+    listing: bool,
+    fast: bool,
+    json_file: Path | None,
+    junit_file: Path | None,
+    strict: bool,
+) -> None:
+    """Check PLUGIN, the name of an installed one, a module, or a file, against the contract of plugins.
+
+    Its drivers, handlers, rules, authenticators, observers, routes and commands are each tried by themselves. A store that
+    is given to a driver must be empty, and is emptied after each case.
+
+    Exit code 0 when nothing failed, 1 when something did or nothing could be tried, 2 when nothing could be checked.
+    """
+    from . import plugin_kit as kit
+
+    try:
+        if listing:
+            _list_plugin_cases(only)
+            return
+        if target is None:
+            raise click.UsageError("Missing argument 'PLUGIN'.")
+        subject = kit.Subject(target, _options_by_name(options), file)
+        count = len(kit.plan(subject, only=only, fast=fast))
+
+        async def run(finished: Callable[[Result], None]) -> Report:
+            return await kit.check_plugin(subject, only=only, fast=fast, finished=finished)
+
+        report = _run(run, count)
+        if json_file is not None:
+            report.write_json(json_file)
+        if junit_file is not None:
+            report.write_junit(junit_file)
+    except (kit.CannotCheck, OSError) as error:
+        raise _Impossible(str(error)) from error
+    report.show(_console(), titles={}, strict=strict)
+    if not report.conforms(strict=strict):
+        raise SystemExit(1)
+
+
+def _options_by_name(given: tuple[str, ...]) -> dict[str, dict[str, object]]:
+    """Return options of the form NAME.KEY=VALUE, or NAME.KEY.KEY=VALUE, by name."""
+    found: dict[str, dict[str, object]] = {}
+    for path, value in _options(given).items():
+        *way, last = path.split(".")
+        if not way or not all((*way, last)):
+            raise click.UsageError(f"--option {path}: allowed is NAME.KEY=VALUE.")
+        at = found.setdefault(way[0], {})
+        for part in way[1:]:
+            inner = at.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise click.UsageError(f"--option {path}: {part} has a value already.")
+            at = cast("dict[str, object]", inner)  # keys of options are text
+        at[last] = value
+    return found
+
+
+def _list_plugin_cases(only: tuple[str, ...]) -> None:
+    from . import plugin_kit as kit
+
+    cases = kit.select(only)
+    table = Table("case", "requirement", box=None)
+    for case in cases:
+        table.add_row(case.key, Text(case.requirement))
+    console = _console()
+    console.print(table)
+    console.print(f"{len(cases)} cases")
+
+
 def _console() -> Console:
     """Return a console that breaks lines for a terminal, and hardly ever for a file."""
     console = Console()

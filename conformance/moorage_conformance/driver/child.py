@@ -1,13 +1,13 @@
-"""What another process does with a store, for the cases about several of them: `python -m … DRIVER OPTIONS ACTION …`.
+"""What another process does with a store, for the cases about several of them: `python -m … SUBJECT ACTION …`.
 
 An action says on standard output, line by line, how far it is, and is killed, or told to go on by a line.
 """
 
-import json
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 
+import msgspec
 import trio
 
 from moorage import Absent, ConditionFailed, Driver
@@ -109,8 +109,8 @@ ACTIONS: dict[str, Callable[..., Awaitable[None]]] = {
 }
 
 
-async def _main(name: str, options: str, action: str, *arguments: str) -> None:
-    subject = Subject(name, json.loads(options))
+async def _main(told: str, action: str, *arguments: str) -> None:
+    subject = msgspec.json.decode(told, type=Subject)
     async with subject.factory().open(subject.decoded("")) as driver:
         await ACTIONS[action](driver, *arguments)
 

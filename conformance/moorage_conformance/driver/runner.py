@@ -80,7 +80,7 @@ async def check_driver(
         CannotCheck: the driver cannot be opened with its options, or its store is not empty.
     """
     cases = select(only, fast=fast)
-    await _look(subject)
+    await check_empty(subject)
     began = trio.current_time()
     results: list[Result] = []
     for case in cases:
@@ -97,7 +97,12 @@ async def check_driver(
     )
 
 
-async def _look(subject: Subject) -> None:
+async def check_empty(subject: Subject) -> None:
+    """Look whether the driver can be opened and its store is empty, as it must be.
+
+    Raises:
+        CannotCheck: it cannot, or is not.
+    """
     try:
         with trio.fail_after(60):
             factory = subject.factory()

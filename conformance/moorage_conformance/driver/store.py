@@ -1,7 +1,6 @@
 """The store that a case works on: fresh, empty, and openable once more, here or in another process."""
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import AsyncGenerator, Mapping
@@ -12,7 +11,16 @@ from typing import cast
 import msgspec
 import trio
 
-from moorage import ConfigurationError, Driver, DriverFactory, PluginManager, decode_options
+from moorage import (
+    ConfigurationError,
+    Driver,
+    DriverFactory,
+    MemoryDriver,
+    PluginManager,
+    StorageMiddlewareFactory,
+    decode_options,
+)
+from moorage_conformance.finding import find_plugin
 
 FRESH = "{fresh}"
 """What stands in an option for a name that is new for each case."""
@@ -26,10 +34,19 @@ class NoSuchDriver(Exception):
 
 
 class Subject(msgspec.Struct, frozen=True):
-    """The driver that is checked: by the name under which a plugin registers it, or as `module:factory`; its options."""
+    """The driver that is checked, and its options.
+
+    Attributes:
+        name: under which a plugin registers it, or `module:factory`.
+        options: as a configuration has them.
+        plugin: the module or file of the plugin, where it is not installed.
+        around: whether it is storage middleware, tried around a driver in memory.
+    """
 
     name: str
     options: Mapping[str, object] = {}
+    plugin: str = ""
+    around: bool = False
 
     def factory(self) -> DriverFactory[msgspec.Struct]:
         """Return what opens it.
@@ -40,15 +57,21 @@ class Subject(msgspec.Struct, frozen=True):
         if ":" in self.name:
             module, _, attribute = self.name.partition(":")
             try:
-                found: object = getattr(importlib.import_module(module), attribute)
+                factory: object = getattr(importlib.import_module(module), attribute)
             except (ImportError, AttributeError) as error:
                 raise NoSuchDriver(f"{self.name} cannot be imported: {error}") from error
-            if not isinstance(found, DriverFactory):
+            if not isinstance(factory, DriverFactory):
                 raise NoSuchDriver(f"{self.name} is no DriverFactory")
-            return cast("DriverFactory[msgspec.Struct]", found)
+            return cast("DriverFactory[msgspec.Struct]", factory)
         plugins = PluginManager()
         plugins.load_entry_points()
+        if self.plugin:
+            found = find_plugin(self.plugin)
+            if not found.installed:
+                plugins.register(found.plugin, found.name)
         offered = plugins.drivers()
+        if self.around:
+            offered = {name: _around_memory(each) for name, each in plugins.storage_middleware().items()}
         if self.name not in offered:
             failed = [f"the plugin {record.name} failed: {record.error}" for record in plugins.records if record.error]
             raise NoSuchDriver("; ".join([f"there is no driver {self.name!r} among {sorted(offered)}", *failed]))
@@ -76,6 +99,10 @@ class Subject(msgspec.Struct, frozen=True):
     def shared(self) -> bool:
         """Whether several processes see one store."""
         return self.factory().shared
+
+
+def _around_memory(around: StorageMiddlewareFactory[msgspec.Struct]) -> DriverFactory[msgspec.Struct]:
+    return DriverFactory(around.options, lambda options: around.open(options, MemoryDriver()), shared=False)
 
 
 class Process:
@@ -145,7 +172,8 @@ class Store:
     @asynccontextmanager
     async def process(self, action: str, *arguments: str) -> AsyncGenerator[Process]:
         """Run another process that has it open, to do `action`, a function of `child`; kill it at the end."""
-        told = [self._subject.name, json.dumps(self._subject.filled(self._fresh)), action, *arguments]
+        subject = msgspec.structs.replace(self._subject, options=self._subject.filled(self._fresh))
+        told = [msgspec.json.encode(subject).decode(), action, *arguments]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         command = [sys.executable, "-W", "error", "-m", _CHILD, *told]
         process = await trio.lowlevel.open_process(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment)
