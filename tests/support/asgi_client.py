@@ -115,7 +115,7 @@ class Conversation:
         async for message in self._from:
             assert message["type"] == "http.response.body"
             pieces.append(cast("bytes", message["body"]))
-            if not message["more_body"]:
+            if not message.get("more_body", False):
                 complete = True
                 break
         return Answer(
@@ -151,7 +151,7 @@ class Conversation:
             await self._said.send(message)
         except trio.BrokenResourceError:
             return
-        if message["type"] == "http.response.body" and not message["more_body"]:
+        if message["type"] == "http.response.body" and not message.get("more_body", False):
             # Complete: whoever waits for the client from now on hears that it is gone.
             self._to.close()
 
