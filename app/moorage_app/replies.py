@@ -4,6 +4,7 @@ Answers for the headers of the OCI distribution spec and of distribution (`Docke
 of RFC 9110, and `Link` of RFC 8288.
 """
 
+import logging
 import math
 import re
 from collections.abc import Awaitable, Callable
@@ -46,6 +47,8 @@ from moorage import (
 )
 
 from .routes import MethodNotAllowed, Request, accepts, entity_tags
+
+_log = logging.getLogger("moorage.replies")
 
 HeaderList = list[tuple[bytes, bytes]]
 
@@ -137,9 +140,19 @@ def respond_error(request: Request | None, error: RegistryError, prefix: str) ->
             headers.append((b"docker-upload-uuid", error.upload_id.encode()))
         case _:
             pass
-    body = encode_json({"errors": error.entries()})
+    body = _errors(error)
     headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     return Response(status=error.status, headers=headers, body=body)
+
+
+def _errors(error: RegistryError) -> bytes:
+    """Return the body of an answer to `error`; without details where a plugin put into them what JSON cannot hold."""
+    try:
+        return encode_json({"errors": error.entries()})
+    except Exception as fault:  # noqa: BLE001 - strange keys, cycles, lone surrogates, what a plugin's objects raise
+        _log.error("the details of a %s cannot be told: %s", type(error).__name__, type(fault).__name__)
+        message = error.message.encode(errors="replace").decode()
+        return encode_json({"errors": [{"code": error.code, "message": message}]})
 
 
 def _empty(status: int, headers: HeaderList) -> Response:

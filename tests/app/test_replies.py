@@ -31,6 +31,7 @@ from moorage import (
     Operation,
     Pong,
     R,
+    Refused,
     Registry,
     RegistryError,
     StoreBusy,
@@ -766,6 +767,28 @@ def test_every_error_is_rendered_with_a_code_that_clients_know() -> None:
     ]
     assert challenges == [b"a", b"b"]
     assert (b"retry-after", b"2") in respond_error(None, TooManyRequests("slow", retry_after=1.2), "").headers
+
+
+class Unspeakable:
+    def __str__(self) -> str:
+        raise ZeroDivisionError
+
+
+ENDLESS: list[object] = ["x"]
+ENDLESS.append(ENDLESS)
+
+
+@pytest.mark.parametrize("detail", [ENDLESS, {"x": ENDLESS}, Unspeakable(), {Unspeakable(): 1}, "\ud800", 1 << 80])
+def test_a_detail_that_json_cannot_hold_spoils_no_answer(detail: object) -> None:
+    response = respond_error(None, Refused("no", detail=detail), "")
+    assert response.status == 403
+    (error,) = json.loads(response.body)["errors"]
+    assert (error["code"], error["message"]) == ("DENIED", "no")
+
+
+def test_a_sentence_that_is_no_text_is_told_as_far_as_it_goes() -> None:
+    (error,) = json.loads(respond_error(None, Refused("caf\ud800"), "").body)["errors"]
+    assert error["message"] == "caf?"
 
 
 def subclasses(kind: type[RegistryError]) -> set[type[RegistryError]]:
