@@ -44,7 +44,7 @@ BROKEN = {
     "NAME_OF_THE_REGISTRY": ["its_names_can_be_written"],
     "NAME_OF_ANOTHER": ["its_names_are_its_own"],
     "SECTION_OF_ANOTHER": ["its_names_are_its_own"],
-    "NEEDS_OPTIONS_OF_A_RULE": ["its_options_are_understood"],
+    "NEEDS_OPTIONS": ["its_options_are_understood"],
     "OPEN_OPTIONS": ["an_unknown_key_is_refused"],
     "IMPOSSIBLE_OPTIONS": ["a_wrong_type_is_refused"],
     "UNDESCRIBED_OPTIONS": ["its_options_have_a_schema"],
@@ -94,6 +94,8 @@ BROKEN = {
     "SILENT_COMMAND": ["its_commands_can_be_called"],
 }
 
+WRONG_OPTIONS: dict[str, dict[str, dict[str, object]]] = {"NEEDS_OPTIONS": {"sound": {"words": []}}}
+
 
 def checked(subject: Subject, *only: str, patience: float = 10) -> Report:
     return trio.run(partial(check_plugin, subject, only=only, fast=True, patience=patience))
@@ -121,7 +123,8 @@ def test_a_plugin_that_keeps_the_contract_passes(name: str) -> None:
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_plugin_is_found_out(name: str) -> None:
-    report = checked(Subject(f"broken_plugins:{name}"), *BROKEN[name], patience=2)
+    subject = Subject(f"broken_plugins:{name}", WRONG_OPTIONS.get(name, {}))
+    report = checked(subject, *BROKEN[name], patience=2)
     failed = {result.name for result in report.of(Outcome.FAILED)}
     assert failed == set(BROKEN[name]), report.results
     assert not report.of(Outcome.ERROR)
@@ -163,6 +166,9 @@ def test_what_is_not_tried_for_lack_of_options_is_said_and_fails_where_it_is_all
     needs = checked(Subject("broken_plugins:NEEDS_OPTIONS"))
     assert not needs.conforms()
     assert "plugins.sound: words: missing; text is required" in needs.of(Outcome.SKIPPED)[0].reason
+    rule = checked(Subject("broken_plugins:NEEDS_OPTIONS_OF_A_RULE"))
+    (understood,) = [result for result in rule.results if result.name == "its_options_are_understood"]
+    assert "text is required, and so `rules` alone cannot configure it (give --option sound.KEY=" in understood.reason
     given = checked(Subject("broken_plugins:NEEDS_OPTIONS", {"sound": {"words": "a"}}))
     assert given.conforms(strict=True)
 

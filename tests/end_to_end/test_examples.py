@@ -1,5 +1,6 @@
 """The example packages as their users have them: wheels in a virtual environment of their own, named in a configuration."""
 
+import hashlib
 import json
 import re
 import subprocess
@@ -83,6 +84,20 @@ def test_the_tests_of_an_example_pass_where_it_is_installed(example: Path, progr
     # The program, unlike `python -m pytest`, finds the installed package and not the one in the folder.
     command = [str(programs / "pytest"), "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=example, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
+def test_an_example_keeps_the_contract_of_plugins(example: Path, programs: Path, tmp_path: Path) -> None:
+    name = example.name.removeprefix("moorage-").replace("-", "_")
+    (tmp_path / "tokens").write_text(f"ann {hashlib.sha256(b'abc').hexdigest()}\n", encoding="utf-8")
+    options = {
+        "sqlite": f"path={tmp_path}/{{fresh}}.db",
+        "external_check": "command=[/bin/true]",
+        "token_file": f"path={tmp_path}/tokens",
+    }
+    command = [str(programs / "moorage"), "conformance", "plugin", name, "--fast", "--option"]
+    done = subprocess.run([*command, f"{name}.{options[name]}"], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -119,15 +119,15 @@ async def its_names_are_its_own(plugin: Loaded) -> None:
 
 @offered
 async def its_options_are_understood(plugin: Loaded) -> str | None:
-    """The options it is given are taken; of a rule, no options at all are too."""
+    """The options that it is given are taken."""
     lacking: list[str] = []
     for offer in plugin.offers():
         try:
             offer.decoded()
         except ConfigurationError as error:
             true(offer.written is None, str(error))
-            true(offer.hook != "register_rules", f"each option of a rule has a default; {error}")
-            lacking.append(f"{error} ({offer.advice})")
+            alone = ", and so `rules` alone cannot configure it" if offer.hook == "register_rules" else ""
+            lacking.append(f"{error}{alone} ({offer.advice})")
         except TypeError as error:
             raise Unmet(f"{offer.name}: {error}") from error
     return "; ".join(lacking) or None
