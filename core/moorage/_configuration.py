@@ -47,6 +47,7 @@ from ._yaml import (
     is_secret,
     masked,
     merged,
+    one_line,
     quoted,
     unwrapped,
 )
@@ -500,7 +501,7 @@ def _not_one_driver(document: Document, drivers: list[str]) -> ConfigurationErro
     named: list[str] = []
     hints: list[str] = []
     for driver in drivers:
-        origins = document.origins_below(("storage", driver))
+        origins = [one_line(origin) for origin in document.origins_below(("storage", driver))]
         named.append(quoted(driver) + (f" ({', '.join(origins)})" if origins else ""))
         hint = did_you_mean(driver, [*_DRIVERS, *SECTIONS_OF_STORAGE])
         if driver not in _DRIVERS and hint.startswith("did"):

@@ -13,7 +13,7 @@ import trio
 from ._concurrency import map_bounded
 from ._digests import Digest
 from ._errors import DigestInvalid, ManifestInvalid, ManifestTooLarge
-from ._manifests import MANIFEST_LIMIT, Descriptor, Manifest, parse_pushed
+from ._manifests import MANIFEST_LIMIT, Descriptor, Manifest, encode_json, parse_pushed
 from ._operations import PushManifest
 
 TAGS_LIMIT = 100
@@ -52,22 +52,25 @@ async def parsed(parse: Callable[[], Manifest], data: bytes) -> Manifest:
 
 
 async def missing_references(manifest: Manifest, *, is_manifest: IsThere, is_blob: IsThere) -> list[Descriptor]:
-    """Return what `manifest` points at and is not there, each content once.
+    """Return what `manifest` points at and is not there, each descriptor once.
 
-    An index may list what was pushed as a blob: buildkit's cache indexes list layers.
+    One content may be pointed at by several descriptors, which say different things of it, and a rule may judge by any
+    of these. An index may list what was pushed as a blob: buildkit's cache indexes list layers.
     """
-    wanted: dict[tuple[Digest, bool], Descriptor] = {}
+    wanted: dict[tuple[Digest, bool], list[Descriptor]] = {}
     references = tuple(manifest.references())
     blobs = len(references) - len(manifest.manifests)
     for at, descriptor in enumerate(references):
-        wanted.setdefault((descriptor.digest, at >= blobs), descriptor)
+        wanted.setdefault((descriptor.digest, at >= blobs), []).append(descriptor)
 
     async def is_there(each: tuple[Digest, bool]) -> bool:
         digest, as_manifest = each
         return (as_manifest and await is_manifest(digest)) or await is_blob(digest)
 
     found = await map_bounded(is_there, list(wanted), limit=_LOOKS_AT_ONCE)
-    return [descriptor for descriptor, there in zip(wanted.values(), found, strict=True) if not there]
+    missing = [each for several, there in zip(wanted.values(), found, strict=True) if not there for each in several]
+    # What is the same in every word is the same; descriptors with annotations cannot be hashed.
+    return list({encode_json(descriptor): descriptor for descriptor in missing}.values())
 
 
 def missing_detail(descriptor: Descriptor) -> object:

@@ -18,6 +18,8 @@ from contextlib import aclosing, asynccontextmanager, nullcontext
 from functools import partial
 from typing import cast
 
+import trio
+
 from . import _layout as layout
 from ._decisions import Decisions, NoDecisions, ReadOnlyView
 from ._digests import Digest
@@ -297,6 +299,8 @@ class Registry:
         refused: list[Descriptor] = []
         warnings: list[str] = []
         for descriptor in await self.missing_references(push.repository, manifest):
+            # There may be thousands, and rules that never wait for anything.
+            await trio.lowlevel.checkpoint()
             said = await self._decisions.requires_reference(push, manifest, descriptor, self._view)
             warnings += said.warnings
             if said.required:
@@ -306,7 +310,7 @@ class Registry:
         return tuple(warnings)
 
     async def missing_references(self, repository: RepositoryName, manifest: Manifest) -> list[Descriptor]:
-        """Return what `manifest` points at and is not in `repository`, each content once."""
+        """Return what `manifest` points at and is not in `repository`, each descriptor once."""
 
         async def is_manifest(digest: Digest) -> bool:
             linked = await exists(self._driver, layout.revision_link(repository, digest))

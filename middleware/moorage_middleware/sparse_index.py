@@ -18,7 +18,6 @@ from itertools import chain
 from typing import Annotated, Final, Literal, cast
 
 import msgspec
-import trio
 
 from moorage import (
     Descriptor,
@@ -28,7 +27,6 @@ from moorage import (
     ManifestUnknown,
     MiddlewareFactory,
     Operation,
-    Platform,
     PullManifest,
     R,
     RegistryError,
@@ -44,10 +42,6 @@ from ._platform_patterns import PlatformPattern, in_one_line, names_no_machine
 _log = logging.getLogger("moorage.rules")
 
 _SETTING: Final = "validation.manifests.indexes.platforms"
-_SETTLED: Final = 16
-"""Of how many indexes it is remembered which of their manifests must be here."""
-_BREATH: Final = 256
-"""After how many platforms others get their turn."""
 REMEMBERED: Final = 10_000
 """How many indexes, and manifests that they list, are remembered at most."""
 _ASKED: Final = 64
@@ -94,7 +88,6 @@ class SparseIndex:
         # An empty list is no list, as in distribution.
         self._platforms = "all" if indexes.platforms == "list" and not self._list else indexes.platforms
         self._layers_required = options.layers == "all"
-        self._settled: OrderedDict[Digest, frozenset[Digest]] = OrderedDict()
 
     @hookimpl
     async def requires_reference(self, manifest: Manifest, descriptor: Descriptor) -> bool | None:
@@ -112,33 +105,10 @@ class SparseIndex:
             case "none":
                 return False
             case "list":
-                return descriptor.digest in await self._listed(manifest)
+                platform = descriptor.platform
+                return platform is not None and any(pattern.matches(platform) for pattern in self._list)
             case _:
                 return None
-
-    async def _listed(self, index: Manifest) -> frozenset[Digest]:
-        """Return the manifests of `index` that are for a platform of the list.
-
-        One manifest may stand in an index for several platforms, but is asked about once.
-        """
-        if (settled := self._settled.get(index.digest)) is not None:
-            return settled
-        seen: dict[Platform, bool] = {}
-        found: set[Digest] = set()
-        for child in index.manifests:
-            platform = child.platform
-            if platform is None:
-                continue
-            if platform not in seen:
-                seen[platform] = any(pattern.matches(platform) for pattern in self._list)
-                if len(seen) % _BREATH == 0:
-                    await trio.lowlevel.checkpoint()
-            if seen[platform]:
-                found.add(child.digest)
-        settled = self._settled[index.digest] = frozenset(found)
-        if len(self._settled) > _SETTLED:
-            self._settled.popitem(last=False)
-        return settled
 
 
 @asynccontextmanager

@@ -721,6 +721,12 @@ def test_lists_have_their_limits(load: Load, names: str, found: int) -> None:
         configuration.decode("plugins.p", Several)
 
 
+def test_a_variable_of_two_lines_is_named_on_one() -> None:
+    with pytest.raises(ConfigurationError) as error:
+        load_configuration(None, {"REGISTRY_STORAGE_ODD": "", "REGISTRY_STORAGE_\r": ""})
+    assert "\r" not in str(error.value)
+
+
 def test_an_authenticator_that_is_misspelt_is_told_which_is_meant(load: Load) -> None:
     claimed = {"auth.tokens": Plain}
     with pytest.raises(ConfigurationError, match=r'auth\.token: not supported by this version; did you mean "tokens"'):
