@@ -1,14 +1,13 @@
 """Cases about cancellation: at every await, and nothing stays behind."""
 
 import itertools
-import os
-import threading
 from collections.abc import Awaitable, Callable
 
 import trio
 from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from moorage import Driver, KeyUnknown
+from moorage_conformance.cancelling import Living, cancelled_at
 
 from .case import Group
 from .expect import Pieces, content, equal, exists, keys, true
@@ -17,33 +16,6 @@ from .store import Store
 case = Group("cancellation", "Cancellation and resources")
 
 _MOST_STEPS = 400
-
-
-class _CancelAt(trio.abc.Instrument):
-    """Cancels a scope when one task has been resumed so many times."""
-
-    def __init__(self, task: trio.lowlevel.Task, scope: trio.CancelScope, steps: int) -> None:
-        self._task = task
-        self._scope = scope
-        self._left = steps
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task is self._task:
-            self._left -= 1
-            if self._left < 0:
-                self._scope.cancel()
-
-
-async def _cancelled_at(step: int, attempt: Callable[[], Awaitable[object]]) -> bool:
-    """Make an attempt that is cancelled at its `step`th await; return whether it came to that."""
-    with trio.CancelScope() as scope:
-        instrument = _CancelAt(trio.lowlevel.current_task(), scope, step)
-        trio.lowlevel.add_instrument(instrument)
-        try:
-            await attempt()
-        finally:
-            trio.lowlevel.remove_instrument(instrument)
-    return scope.cancelled_caught
 
 
 def _attempts(driver: Driver) -> dict[str, Callable[[], Awaitable[object]]]:
@@ -91,7 +63,7 @@ async def every_call_can_be_cancelled_at_every_await(store: Store) -> None:
     for name, attempt in _attempts(driver).items():
         for step in range(_MOST_STEPS):
             await driver.write("old", b"old")
-            cancelled = await _cancelled_at(step, attempt)
+            cancelled = await cancelled_at(step, attempt)
             for key in ("old", "new"):
                 if await exists(driver, key):
                     found = await content(driver, key)
@@ -158,13 +130,6 @@ async def every_method_is_a_checkpoint(store: Store) -> None:
         await checked("Upload.abort", another.abort)
 
 
-def _descriptors() -> int | None:
-    try:
-        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counted only
-    except OSError:
-        return None
-
-
 @case()
 async def nothing_grows(store: Store) -> None:
     """Thousands of operations, hundreds at once, leave no task, thread or descriptor behind."""
@@ -190,19 +155,18 @@ async def nothing_grows(store: Store) -> None:
 
     await burst(200)
     await wait_all_tasks_blocked()
-    tasks, threads, descriptors = _tasks(), threading.active_count(), _descriptors()
+    before = Living.now()
     for _ in range(rounds):
         await burst(200)
     await wait_all_tasks_blocked()
-    equal(_tasks(), tasks, "the number of tasks")
+    after = Living.now()
+    equal(after.tasks, before.tasks, "the number of tasks")
     # Threads are kept for reuse, as many as were at work at once.
-    true(threading.active_count() <= threads + 64, f"threads grew from {threads} to {threading.active_count()}")
-    if descriptors is not None:
-        true((_descriptors() or 0) <= descriptors + 8, f"descriptors grew from {descriptors} to {_descriptors()}")
-
-
-def _tasks() -> int:
-    return trio.lowlevel.current_statistics().tasks_living
+    true(after.threads <= before.threads + 64, f"threads grew from {before.threads} to {after.threads}")
+    true(
+        after.descriptors <= before.descriptors + 8,
+        f"descriptors grew from {before.descriptors} to {after.descriptors}",
+    )
 
 
 @case()
