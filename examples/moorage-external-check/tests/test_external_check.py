@@ -74,12 +74,13 @@ async def test_a_refusal_without_a_word_is_a_refusal() -> None:
 async def test_the_program_reads_the_manifest_and_what_it_is_pushed_as(tmp_path: Path) -> None:
     program = """
 import json, os, sys
-about = {name: value for name, value in os.environ.items() if name.startswith("MOORAGE_")}
+about = {name: value for name, value in os.environ.items() if name in sys.argv[3].split()}
 with open(sys.argv[1], "w") as file:
     json.dump([sys.stdin.read(), about, sys.argv[2]], file)
 """
     seen = tmp_path / "seen"
-    await check(program, str(seen), "$(no shell) ; *").validate_manifest(PUSH, MANIFEST)
+    names = "MOORAGE_REPOSITORY MOORAGE_REFERENCE MOORAGE_MEDIA_TYPE MOORAGE_DIGEST"
+    await check(program, str(seen), "$(no shell) ; *", names).validate_manifest(PUSH, MANIFEST)
     data, about, argument = json.loads(seen.read_text(encoding="utf-8"))
     assert data.encode() == INDEX
     assert about == {
