@@ -8,9 +8,10 @@
 
 Imports point downward, within the core too, in this order:
 
-    _errors  _digests  _names  _patterns  _manifests  _driver  _memory  _operations  _decisions  _layout  _concurrency
-    _listing  _links  _push  _tags  _referrers  _uploads  _registry  _yaml  _document  _settings  _environment
-    _configuration  _hooks  _rules  _watch  _calls  _judging  _explanation  _plugin_files  _plugins  _assembly
+    _errors  _digests  _names  _patterns  _manifests  _driver  _layer  _lease  _memory  _operations  _decisions
+    _layout  _concurrency  _listing  _links  _push  _tags  _referrers  _uploads  _registry  _yaml  _document  _settings
+    _environment  _configuration  _hooks  _rules  _watch  _calls  _judging  _explanation  _plugin_files  _plugins
+    _assembly
 """
 
 from ._assembly import (
@@ -105,6 +106,8 @@ from ._hooks import (
     hookspec,
 )
 from ._judging import Judging, RuleEntry, Verdict, objection
+from ._layer import DriverLayer
+from ._lease import hold_by_lease
 from ._listing import list_revisions
 from ._manifests import (
     DOCKER_LIST,
@@ -217,6 +220,7 @@ __all__ = [
     "Driver",
     "DriverError",
     "DriverFactory",
+    "DriverLayer",
     "DriverVerb",
     "Entry",
     "Explanation",
@@ -320,6 +324,7 @@ __all__ = [
     "decode_options",
     "encode_json",
     "explain",
+    "hold_by_lease",
     "hookimpl",
     "hookspec",
     "list_revisions",

@@ -86,6 +86,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
         announced_destination: an upload that is told its destination when it is opened commits cheaper.
         exclusive_uploads: an open upload is held by one holder at a time, over all processes.
         chunk_minimum: clients are asked to send chunks of at least so many bytes; 0 if any will do.
+        remote: each call is a request to a service: the registry saves calls, even if that takes memory.
     """
 
     create_only: bool = True
@@ -93,6 +94,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     announced_destination: bool = False
     exclusive_uploads: bool = False
     chunk_minimum: int = 0
+    remote: bool = False
 
 
 class FileRange(NamedTuple):
@@ -302,6 +304,18 @@ class Driver(ABC):
                 f"it has {sum(parts.sizes)} bytes, not {offset}", driver=self.name, operation="upload", key=parts.key
             )
         yield _PartsUpload(self, parts)
+
+    async def expire_uploads(self, *, older_than: float, dry_run: bool) -> int:
+        """Free what uploads have left in the store itself, where no key shows it, untouched since Unix time `older_than`.
+
+        A process that dies between two requests to a service leaves such things. With `dry_run` they are only counted.
+
+        Returns:
+            how many there were.
+        """
+        del older_than, dry_run
+        await trio.lowlevel.checkpoint()
+        return 0
 
     @asynccontextmanager
     async def hold(self, name: str) -> AsyncGenerator[bool]:
