@@ -32,7 +32,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             pytest.skip(sentence)
 
 
-@pytest.fixture(params=["memory", "filesystem"])
+@pytest.fixture(params=["memory", "filesystem", "service"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store."""
     return new_store(request.param, tmp_path / "store")

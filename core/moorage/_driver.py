@@ -36,7 +36,7 @@ _PART_SIZE = 8 << 20
 class Stat(msgspec.Struct, frozen=True):
     """What is known of a key: its size in bytes, when it was last written (Unix time), and its version.
 
-    `version` is opaque; it is another one whenever the object is, and `Unchanged` takes it.
+    `version` is opaque; it is another one whenever the content is, and `Unchanged` takes it.
     """
 
     key: str
@@ -157,6 +157,8 @@ class Upload(ABC):
 
         Raises:
             ConditionFailed: `condition` does not hold; nothing became visible.
+            UploadGone: the bytes are not there any more, or, of an upload that was opened for another destination,
+                cannot be had there.
         """
 
     @abstractmethod
@@ -212,8 +214,11 @@ class Driver(ABC):
         *,
         condition: Condition | None = None,
         durable: bool = True,
-    ) -> None:
+    ) -> str | None:
         """Put an object at `key`, replacing what is there unless `condition` says otherwise.
+
+        Returns:
+            The version that it has now, where the store says so without being asked for it.
 
         Raises:
             ConditionFailed: `condition` does not hold; the store is as it was.

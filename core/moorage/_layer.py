@@ -41,9 +41,9 @@ class DriverLayer(Driver):
         *,
         condition: Condition | None = None,
         durable: bool = True,
-    ) -> None:
+    ) -> str | None:
         """Put an object at `key`."""
-        await self.inside.write(key, chunks, condition=condition, durable=durable)
+        return await self.inside.write(key, chunks, condition=condition, durable=durable)
 
     async def delete(self, *keys: str, condition: Unchanged | None = None, durable: bool = True) -> None:
         """Remove each of `keys`."""

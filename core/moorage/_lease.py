@@ -47,6 +47,7 @@ async def hold_by_lease(driver: Driver, name: str) -> AsyncGenerator[bool]:
     """
     key = _PREFIX + name
     holder = secrets.token_hex(8)
+    began = trio.current_time()
     if not await _take(driver, key, holder):
         yield False
         return
@@ -54,13 +55,14 @@ async def hold_by_lease(driver: Driver, name: str) -> AsyncGenerator[bool]:
 
     async def renew() -> None:
         nonlocal lost
-        good_until = trio.current_time() + _SECONDS
+        good_until = began + _SECONDS
         while True:
             await trio.sleep(_RENEW_SECONDS)
+            now = trio.current_time()
             try:
                 with trio.fail_at(good_until):
                     await driver.write(key, _content(holder), condition=Unchanged(await _version(driver, key, holder)))
-                good_until = trio.current_time() + _SECONDS
+                good_until = now + _SECONDS
             except (ConditionFailed, KeyUnknown, trio.TooSlowError):
                 break
             except DriverError as error:

@@ -25,10 +25,12 @@ async def names_below(
     after: str,
     limit: int,
     exists: Callable[[str], Awaitable[bool]],
+    believed: Callable[[str], bool] | None = None,
 ) -> tuple[list[str], bool]:
     """Return up to `limit` names of directories right below `prefix`, in byte order after `after`, and if more follow.
 
-    `exists` says whether a name, which the store listed or might have, is really there.
+    `exists` says whether a name, which the store listed or might have, is really there; of those that were listed, what
+    is `believed` is not asked for.
 
     What is listed up to some key leaves out a smaller name only if that name is the beginning of a listed one, before
     a dash or a dot; so these few are asked for one by one.
@@ -55,6 +57,10 @@ async def names_below(
                 )
         candidates -= asked
         asked |= candidates
+        if believed is not None:
+            taken = {name for name in candidates.intersection(listed) if believed(name)}
+            found |= taken
+            candidates -= taken
         ordered = sorted(candidates)
         present = await map_bounded(exists, ordered, limit=_LOOKS_AT_ONCE)
         found.update(name for name, there in zip(ordered, present, strict=True) if there)

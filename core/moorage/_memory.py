@@ -63,8 +63,8 @@ class MemoryDriver(Driver):
         *,
         condition: Condition | None = None,
         durable: bool = True,
-    ) -> None:
-        """Put an object at `key`."""
+    ) -> str | None:
+        """Put an object at `key`; return its version."""
         del durable
         check_key(key, driver=self.name)
         await trio.lowlevel.checkpoint()
@@ -74,7 +74,9 @@ class MemoryDriver(Driver):
         if key not in self._objects:
             self._refuse_nesting(key)
             insort(self._keys, key)
-        self._objects[key] = (data, Stat(key, len(data), time.time(), str(next(self._versions))))
+        version = str(next(self._versions))
+        self._objects[key] = (data, Stat(key, len(data), time.time(), version))
+        return version
 
     def _check(self, condition: Condition | None, key: str, operation: DriverVerb) -> None:
         held = self._objects.get(key)

@@ -451,7 +451,7 @@ class Registry:
         """Take in the last chunk and put the blob into the repository."""
         await self._uploads.commit(operation)
         pushed = await self._link_blob(operation.repository, operation.digest)
-        await self._uploads.remove(operation.repository, operation.upload_id)
+        await self._uploads.finish(operation.repository, operation.upload_id)
         return pushed
 
     async def cancel_upload(self, operation: CancelUpload) -> UploadCancelled:

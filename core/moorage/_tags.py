@@ -2,6 +2,9 @@
 
 A tag means the digest in its `current` link, if that manifest is in the repository; its history says what it ever
 meant, and nobody needs it to answer a client.
+
+A list of tags looks for the `current` link of each. Of a store behind a network that is a request for each, so there a
+tag that has anything is believed to have that, and the history is written after it and removed before it.
 """
 
 import logging
@@ -38,6 +41,7 @@ class Tags:
         """Keep tags on `driver`; to find those of a digest, read `reads_at_once` of them at once."""
         self._driver = driver
         self._reads_at_once = reads_at_once
+        self._listed_is_there = driver.capabilities.remote
 
     async def target(self, repository: RepositoryName, reference: Reference) -> Digest | None:
         """Return the digest that `reference` names, whether or not that is here; a digest names itself."""
@@ -94,9 +98,16 @@ class Tags:
         Raises:
             PreconditionFailed: one does not.
         """
+        history = layout.tag_index_link(push.repository, tag, digest)
+        if not self._listed_is_there:
+            await self._driver.write(history, layout.link_content(digest))
+        await self._move(push, tag, digest)
+        if self._listed_is_there:
+            await self._driver.write(history, layout.link_content(digest))
+
+    async def _move(self, push: PushManifest, tag: Tag, digest: Digest) -> None:
         repository = push.repository
         content = layout.link_content(digest)
-        await self._driver.write(layout.tag_index_link(repository, tag, digest), content)
         key = layout.tag_current_link(repository, tag)
         matched = tag == push.reference and bool(push.if_match or push.if_none_match)
         fixed = _is_fixed(push.tag_condition, tag)
@@ -148,11 +159,14 @@ class Tags:
         What somebody pushes under the tag meanwhile must not go with it, so only the history is removed whole.
         """
         unchanged = condition if isinstance(condition, Unchanged) else None
+        if self._listed_is_there:
+            await self._driver.delete_below(layout.tag_index(repository, tag))
         try:
             await self._driver.delete(layout.tag_current_link(repository, tag), condition=unchanged)
         except ConditionFailed:
             return False
-        await self._driver.delete_below(layout.tag_index(repository, tag))
+        if not self._listed_is_there:
+            await self._driver.delete_below(layout.tag_index(repository, tag))
         return True
 
     async def remove_all(self, repository: RepositoryName, digest: Digest) -> tuple[Tag, ...]:
@@ -203,9 +217,22 @@ class Tags:
             return await exists(self._driver, layout.tag_current_link(repository, tag))
 
         names, more = await names_below(
-            self._driver, layout.tags(repository), after=after, limit=limit, exists=is_there
+            self._driver,
+            layout.tags(repository),
+            after=after,
+            limit=limit,
+            exists=is_there,
+            believed=_is_tag if self._listed_is_there else None,
         )
         return [Tag(name) for name in names], more
+
+
+def _is_tag(name: str) -> bool:
+    try:
+        Tag(name)
+    except TagInvalid:
+        return False
+    return True
 
 
 def _contended(tag: Tag) -> Unavailable:

@@ -10,12 +10,15 @@ Answers for the OCI distribution spec, "Pushing Blobs". Rules this file keeps:
 - The hash goes on from one request to the next, so a commit reads nothing again, unless another algorithm is asked
   for than was announced.
 - The content is made visible first, then linked, then the session is removed.
+- A store behind a network is asked as little as can be: a session's state is also kept in memory, and is taken from
+  there when the request itself shows that it is the latest, or when a stale one could do no harm.
 """
 
 import logging
 import secrets
 import time
 import uuid
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager, suppress
 
@@ -77,6 +80,33 @@ class _State(msgspec.Struct, frozen=True, kw_only=True):
 
 _states = msgspec.json.Decoder(_State)
 
+_STATE_LIMIT = 64 << 20
+"""More bytes than any state has."""
+
+_WARM_SESSIONS = 1024
+_WARM_TOKENS = 32 << 20
+
+
+class _Warm:
+    """States that this process wrote last, with their versions, bounded in number and bytes; the oldest goes first."""
+
+    def __init__(self) -> None:
+        self._states: OrderedDict[str, tuple[_State, str]] = OrderedDict()
+        self._size = 0
+
+    def put(self, upload_id: str, state: _State, version: str) -> None:
+        self.take(upload_id)
+        self._states[upload_id] = (state, version)
+        self._size += len(state.token)
+        while len(self._states) > _WARM_SESSIONS or self._size > _WARM_TOKENS:
+            self.take(next(iter(self._states)))
+
+    def take(self, upload_id: str) -> tuple[_State, str] | None:
+        found = self._states.pop(upload_id, None)
+        if found is not None:
+            self._size -= len(found[0].token)
+        return found
+
 
 def _new_upload_id() -> str:
     """Return a UUID of version 7, as distribution makes them: its purger knows a session by its name being one."""
@@ -107,6 +137,7 @@ class Uploads:
     def __init__(self, driver: Driver) -> None:
         """Keep sessions on `driver`."""
         self._driver = driver
+        self._warm = _Warm()
 
     async def open(self, repository: RepositoryName, *, digest: Digest | None, algorithm: str | None) -> str:
         """Open a session and return its id.
@@ -120,8 +151,9 @@ class Uploads:
         session = layout.upload(repository, upload_id)
         async with self._driver.open_upload(session + "data", self._destination(digest)) as upload:
             token = await upload.suspend()
-        now = layout.started_at_content(time.time())
-        await self._driver.write(session + "startedat", now, durable=False)
+        if not self._driver.capabilities.remote:
+            now = layout.started_at_content(time.time())
+            await self._driver.write(session + "startedat", now, durable=False)
         state = _State(
             offset=0,
             algorithm=algorithm,
@@ -129,8 +161,12 @@ class Uploads:
             token=token,
             announced=str(digest) if digest else None,
         )
-        await _save_state(self._driver, session, state, None)
+        self._keep_warm(upload_id, state, await _save_state(self._driver, session, state, None))
         return upload_id
+
+    def _keep_warm(self, upload_id: str, state: _State, version: str | None) -> None:
+        if version is not None and self._driver.capabilities.remote and self._driver.capabilities.cas:
+            self._warm.put(upload_id, state, version)
 
     def _destination(self, announced: Digest | None) -> str | None:
         if announced is None or not self._driver.capabilities.announced_destination:
@@ -162,6 +198,8 @@ class Uploads:
 
     async def commit(self, operation: CommitUpload) -> None:
         """Take in the body of `operation` and make the blob visible, in the store, not yet in the repository.
+
+        What is left of the session is for `finish`, when the blob is linked.
 
         Raises:
             UploadUnknown, UploadOutOfOrder, SizeInvalid, ClientLeft: as they say.
@@ -204,8 +242,10 @@ class Uploads:
                     await upload.abort()
                 raise
             finally:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS):
-                    await self.remove(operation.repository, upload_id)
+                # A remote store keeps nothing of an upload that was committed or aborted.
+                if not self._driver.capabilities.remote:
+                    with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS):
+                        await self.remove(operation.repository, upload_id)
 
     async def cancel(self, repository: RepositoryName, upload_id: str) -> None:
         """End a session and free what it holds.
@@ -226,9 +266,19 @@ class Uploads:
 
     async def remove(self, repository: str, upload_id: str) -> None:
         """Remove every trace of a session; `state` goes first, so that nobody takes up what is half gone."""
+        self._warm.take(upload_id)
         session = layout.upload(repository, upload_id)
         await self._driver.delete(session + "state", durable=False)
         await self._driver.delete_below(session, durable=False)
+
+    async def finish(self, repository: RepositoryName, upload_id: str) -> None:
+        """Remove a session that was committed."""
+        if self._driver.capabilities.remote:
+            # Nothing else is left of it.
+            self._warm.take(upload_id)
+            await self._driver.delete(layout.upload(repository, upload_id) + "state", durable=False)
+        else:
+            await self.remove(repository, upload_id)
 
     async def expire(self, *, older_than: float, dry_run: bool) -> int:
         """Remove the sessions, of any implementation, that nothing has happened to since Unix time `older_than`.
@@ -246,7 +296,10 @@ class Uploads:
                     _log.info("upload %s of %s is abandoned%s", upload_id, repository, " (dry run)" if dry_run else "")
                     if not dry_run:
                         await self._expire_one(repository, upload_id)
-        return count
+        inside = await self._driver.expire_uploads(older_than=older_than, dry_run=dry_run)
+        if inside:
+            _log.info("the store had %d more abandoned uploads%s", inside, " (dry run)" if dry_run else "")
+        return count + inside
 
     async def _expire_one(self, repository: RepositoryName, upload_id: str) -> None:
         try:
@@ -285,7 +338,7 @@ class Uploads:
     @asynccontextmanager
     async def _held(self, operation: AppendUpload | CommitUpload) -> AsyncGenerator["_Held"]:
         """Hold the session of `operation`, at the offset that its request names, while its request is answered."""
-        state, version = await self._load(operation.repository, operation.upload_id)
+        state, version = self._known(operation) or await self._load(operation.repository, operation.upload_id)
         if operation.start is not None and operation.start != state.offset:
             raise UploadOutOfOrder(
                 f"the chunk begins at {operation.start}, the upload stands at {state.offset}",
@@ -304,9 +357,32 @@ class Uploads:
                     if version_now != version:
                         raise _busy(operation.upload_id, now.offset)
                 condition = Unchanged(version) if self._driver.capabilities.cas and not exclusive else None
-                yield _Held(self._driver, session, operation.upload_id, state, upload, condition)
+                held = _Held(self._driver, session, operation.upload_id, state, upload, condition)
+                yield held
+                if held.saved is not None:
+                    self._keep_warm(operation.upload_id, *held.saved)
         except UploadBusy:
             raise _busy(operation.upload_id, state.offset) from None
+
+    def _known(self, operation: AppendUpload | CommitUpload) -> tuple[_State, str] | None:
+        """Return the state of a session and its version without asking the store, or None where that could be wrong.
+
+        It is right if the request names its offset, or commits just what arrived here. And it is believed for the first
+        stream of a session whose digest was announced: clients that announce one send the blob by one stream. If another
+        replica was sent bytes before, that is seen when the state is replaced.
+        """
+        known = self._warm.take(operation.upload_id)
+        if known is None:
+            return None
+        state = known[0]
+        if isinstance(operation, CommitUpload):
+            hasher = _resumed(state)
+            ends_here = (
+                operation.body.length == 0 and hasher is not None and hasher.algorithm == operation.digest.algorithm
+            )
+            return known if ends_here and hasher is not None and hasher.digest() == operation.digest else None
+        first = operation.start is None and not state.offset and state.announced is not None
+        return known if first or operation.start == state.offset else None
 
     async def _finish_interrupted(self, operation: CommitUpload) -> None:
         """Commit a session whose bytes have already left it: a process died between the commit and its answer.
@@ -349,6 +425,7 @@ class _Held:
         condition: Condition | None,
     ) -> None:
         self.offset = state.offset
+        self.saved: tuple[_State, str | None] | None = None
         self._driver = driver
         self._session = session
         self._upload_id = upload_id
@@ -403,24 +480,41 @@ class _Held:
         """Make what the session holds visible as the blob `digest`.
 
         Raises:
-            DigestInvalid: it has another digest.
+            DigestInvalid: it has another digest, or the session was opened for one and the store cannot go back on it.
         """
-        if self._hasher is None or self._hasher.algorithm != digest.algorithm:
+        if self._hasher is not None and self._hasher.algorithm == digest.algorithm:
+            try:
+                _compare(digest, self._hasher.digest())
+            except DigestInvalid:
+                await self._upload.abort()
+                raise
             await self._save_before_commit()
-            await self._upload.commit(self._session + "content")
+            await self._commit_to(layout.blob(digest), digest)
+        else:
+            await self._save_before_commit()
+            await self._commit_to(self._session + "content", digest)
             await _commit_content(self._driver, self._session, digest)
-            return
+
+    async def _commit_to(self, destination: str, digest: Digest) -> None:
+        announced = self._state.announced
         try:
-            _compare(digest, self._hasher.digest())
-        except DigestInvalid:
+            await self._upload.commit(destination)
+        except UploadGone:
+            if announced is None or announced == digest or not self._driver.capabilities.announced_destination:
+                raise
+            # Its bytes lie where the announced blob would be, and may not be seen there.
             await self._upload.abort()
-            raise
-        await self._save_before_commit()
-        await self._upload.commit(layout.blob(digest))
+            raise DigestInvalid(
+                "the upload was opened for another digest; open one for this digest, or for none",
+                detail={"announced": announced, "digest": str(digest)},
+            ) from None
 
     async def _save_before_commit(self) -> None:
-        """Let `state` know of all bytes before they leave the session: whoever finds them gone can tell why."""
-        if self.offset != self._state.offset:
+        """Let `state` know of all bytes before they leave the session: whoever finds them gone can tell why.
+
+        Of a session behind a network that has acknowledged nothing, nothing can be lost: it begins again.
+        """
+        if self.offset != self._state.offset and (self._state.offset or not self._driver.capabilities.remote):
             await self._save()
 
     async def _save(self) -> None:
@@ -429,9 +523,17 @@ class _Held:
             self._state, offset=self.offset, hash=self._hasher.state() if self._hasher else None, token=token
         )
         try:
-            await _save_state(self._driver, self._session, state, self._condition)
+            version = await _save_state(self._driver, self._session, state, self._condition)
         except ConditionFailed:
-            raise _busy(self._upload_id, self._state.offset) from None
+            raise _busy(self._upload_id, await self._offset_now()) from None
+        self.saved = (state, version)
+
+    async def _offset_now(self) -> int:
+        """Return what another request has acknowledged meanwhile."""
+        try:
+            return _states.decode(await self._driver.read(self._session + "state", limit=_STATE_LIMIT)).offset
+        except (DriverError, msgspec.MsgspecError):
+            return self._state.offset
 
     async def _save_what_arrived(self) -> None:
         if self.offset == self._state.offset:
@@ -447,9 +549,9 @@ def _resumed(state: _State) -> Hasher | None:
     return None if state.hash is None else resume_hasher(state.algorithm, state.hash)
 
 
-async def _save_state(driver: Driver, session: str, state: _State, condition: Condition | None) -> None:
-    """Replace the `state` of `session`; it survives the process, not the power."""
-    await driver.write(session + "state", encode_json(state), condition=condition, durable=False)
+async def _save_state(driver: Driver, session: str, state: _State, condition: Condition | None) -> str | None:
+    """Replace the `state` of `session`; it survives the process, not the power. Return its version, if that is known."""
+    return await driver.write(session + "state", encode_json(state), condition=condition, durable=False)
 
 
 async def _commit_content(driver: Driver, session: str, digest: Digest) -> None:
@@ -464,6 +566,8 @@ async def _commit_content(driver: Driver, session: str, digest: Digest) -> None:
             await _hash(hasher, chunk)
     _compare(digest, hasher.digest())
     await driver.copy(session + "content", layout.blob(digest))
+    if driver.capabilities.remote:
+        await driver.delete(session + "content", durable=False)
 
 
 async def _hash(hasher: Hasher, data: bytes) -> None:

@@ -94,6 +94,7 @@ BROKEN = {
     "READS_WITHOUT_BOUND": ["read_is_bounded"],
     "REFUSES_LONG_KEYS": ["keys_of_the_grammar_hold_objects"],
     "REMEMBERS": ["another_process_sees_what_was_written"],
+    "TELLS_THE_LAST_VERSION": ["a_write_tells_the_version_it_made"],
     "TOKENS_OF_ONE_PROCESS": ["an_upload_outlives_its_process"],
     "UNKNOWN_IS_EMPTY": ["what_is_not_there_is_unknown"],
     "VERSION_IS_SIZE": ["the_version_changes_with_each_write"],

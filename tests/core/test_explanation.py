@@ -464,7 +464,7 @@ async def test_a_driver_that_makes_no_difference_is_opened_as_ever_and_nothing_i
     assert (explained.accepted, written) == (True, [])
 
 
-@pytest.mark.parametrize("kind", ["memory", "filesystem", "minimal"])
+@pytest.mark.parametrize("kind", ["memory", "filesystem", "minimal", "service"])
 async def test_every_revision_of_a_repository_is_listed(kind: Kind, tmp_path: Path) -> None:
     async with new_store(kind, tmp_path / "root").open() as driver:
         registry = Registry(driver)

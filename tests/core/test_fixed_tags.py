@@ -35,7 +35,7 @@ from stores import Kind, new_store
 RELEASES = TagCondition(tags=(Glob("v*"),), but=(Glob("v*-rc*"),))
 
 
-@pytest.fixture(params=["memory", "filesystem", "minimal"])
+@pytest.fixture(params=["memory", "filesystem", "minimal", "service"])
 async def registry(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncGenerator[Registry]:
     kind = cast("Kind", request.param)  # as listed above
     async with new_store(kind, tmp_path / "store").open() as driver:

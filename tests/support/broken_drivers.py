@@ -441,6 +441,19 @@ class _WritesBeforeItLooks(MemoryDriver):
         await trio.lowlevel.checkpoint()
 
 
+class _TellsTheLastVersion(MemoryDriver):
+    async def write(
+        self,
+        key: str,
+        chunks: bytes | AsyncIterable[bytes],
+        *,
+        condition: Condition | None = None,
+        durable: bool = True,
+    ) -> str | None:
+        version = await super().write(key, chunks, condition=condition, durable=durable)
+        return f"before {version}"
+
+
 class _NoCheckpoint(MemoryDriver):
     async def stat(self, key: str) -> Stat:
         return self._get(key, "stat")[1]
@@ -601,6 +614,7 @@ READS_LIVE = in_memory(_ReadsLive)
 READS_WITHOUT_BOUND = in_memory(_ReadsWithoutBound)
 REFUSES_LONG_KEYS = in_memory(_RefusesLongKeys)
 REMEMBERS = on_files(_Remembers)
+TELLS_THE_LAST_VERSION = in_memory(_TellsTheLastVersion)
 TOKENS_OF_ONE_PROCESS = on_files(_TokensOfOneProcess)
 UNKNOWN_IS_EMPTY = in_memory(_UnknownIsEmpty)
 VERSION_IS_SIZE = in_memory(_VersionIsSize)

@@ -30,8 +30,9 @@ from moorage import (
     check_key,
 )
 from moorage_drivers.filesystem import FilesystemDriver
+from service_driver import Service, ServiceDriver
 
-Kind = Literal["memory", "filesystem", "minimal"]
+Kind = Literal["memory", "filesystem", "minimal", "service"]
 
 
 class Store(msgspec.Struct, frozen=True):
@@ -45,6 +46,14 @@ def new_store(kind: Kind, folder: Path) -> Store:
     """Return an empty store; files lie below `folder`."""
     if kind == "filesystem":
         return Store(kind, lambda: FilesystemDriver.open_root(str(folder)))
+    if kind == "service":
+        service = Service()
+
+        @asynccontextmanager
+        async def open_replica() -> AsyncGenerator[Driver]:
+            yield ServiceDriver(service)
+
+        return Store(kind, open_replica)
     driver = MemoryDriver() if kind == "memory" else MinimalDriver()
 
     @asynccontextmanager

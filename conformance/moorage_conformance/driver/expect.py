@@ -90,11 +90,11 @@ async def keys(driver: Driver, prefix: str = "") -> list[str]:
         true(listing.entries, "a page without entries says that more follow")
 
 
-async def wins(attempts: Iterable[Callable[[], Awaitable[None]]]) -> int:
+async def wins(attempts: Iterable[Callable[[], Awaitable[object]]]) -> int:
     """Make all attempts at once; return how many were not refused for their condition."""
     won = 0
 
-    async def run(attempt: Callable[[], Awaitable[None]]) -> None:
+    async def run(attempt: Callable[[], Awaitable[object]]) -> None:
         nonlocal won
         try:
             await attempt()
