@@ -3,7 +3,7 @@
 A driver has five methods of its own; all others have defaults made of these. What the words mean:
 
 - A **key** is `component/component/…`: letters, digits and `._:@+=-`, no `.` or `..`, a component at most 255 bytes, a
-  key at most 1,024. No key is a directory of another. Order is that of the key's bytes.
+  key at most 1,024. No key is a directory of another; stores that have files refuse it. Order is that of the key's bytes.
 - **Absent or complete**: nobody ever reads a part of what a `write` or a `commit` puts there, whatever is cancelled,
   killed or full. A write replaces, unless it has a condition; of several writers with the same condition one wins.
 - **Durable**: when a `write` or `commit` returns, a loss of power does not undo it; with `durable=False` only a death
@@ -326,7 +326,8 @@ class Driver(ABC):
     async def hold(self, name: str) -> AsyncGenerator[bool]:
         """Try to be the only holder of `name` over all processes; give whether that worked.
 
-        It never waits, and what is held is free again at the latest when the process has ended. For work on a clock
+        It never waits, and what is held is free again at the latest when the process has ended; in a store behind a
+        network, within a minute after that. For work on a clock
         that one process should do, and for steps that others must not come between (fixed tags). The default knows the
         holders of this object alone: right for a store of one process.
         """

@@ -20,9 +20,9 @@ from ._errors import ConditionFailed, DriverError, KeyUnknown, StoreBusy
 _log = logging.getLogger("moorage.lease")
 
 _PREFIX = "moorage/leases/"
-_SECONDS = 45.0
-_RENEW_SECONDS = 10.0
-_SKEW_SECONDS = 10.0
+_SECONDS = 20.0
+_RENEW_SECONDS = 5.0
+_SKEW_SECONDS = 5.0
 _RELEASE_SECONDS = 5.0
 
 

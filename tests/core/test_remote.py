@@ -193,7 +193,7 @@ async def test_a_lease_is_renewed_while_it_is_held(
     async with hold_by_lease(driver, "purge") as held:
         assert held
         for _ in range(20):
-            await trio.sleep(30)
+            await trio.sleep(15)
             async with hold_by_lease(driver, "purge") as other:
                 assert not other
 

@@ -8,7 +8,7 @@ import msgspec
 
 from .store import Store
 
-Need = Literal["cas", "create_only", "exclusive_uploads", "shared"]
+Need = Literal["cas", "create_only", "exclusive_uploads", "local", "shared"]
 """What a case is about that not every store can do: a capability, or being seen by several processes."""
 
 Check = Callable[[Store], Awaitable[None]]

@@ -79,7 +79,7 @@ async def what_breaks_the_grammar_is_refused(store: Store) -> None:
     equal(await keys(driver), ["source"], "the list of all keys")
 
 
-@case()
+@case("local")
 async def no_key_is_a_directory_of_another(store: Store) -> None:
     """A key below which there are keys, or above which there is one, is refused, and nothing changes."""
     driver = store.driver

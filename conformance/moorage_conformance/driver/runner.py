@@ -137,6 +137,8 @@ async def run_case(subject: Subject, case: Case, *, fast: bool = False, limit: f
                 undeclared = [need for need in case.needs if not _declared(store, need)]
                 if "shared" in undeclared:
                     outcome, reason = Outcome.SKIPPED, "no other process sees this store"
+                elif "local" in undeclared:
+                    outcome, reason = Outcome.SKIPPED, "a store behind a network need not"
                 else:
                     await case.check(store)
     except trio.TooSlowError:
@@ -170,7 +172,13 @@ def assert_case(case: Case, subject: Subject, *, fast: bool = True) -> None:
 
 
 def _declared(store: Store, need: str) -> bool:
-    return store.shared if need == "shared" else bool(getattr(store.driver.capabilities, need))
+    match need:
+        case "shared":
+            return store.shared
+        case "local":
+            return not store.driver.capabilities.remote
+        case _:
+            return bool(getattr(store.driver.capabilities, need))
 
 
 def _judge(error: BaseException) -> tuple[Outcome, str]:
