@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from urllib.parse import quote
 
 import msgspec
 import trio
@@ -38,14 +39,15 @@ _leases = msgspec.json.Decoder(_Lease)
 
 @asynccontextmanager
 async def hold_by_lease(driver: Driver, name: str) -> AsyncGenerator[bool]:
-    """Try to hold `name`, a key's component, by an object in `driver`; give whether that worked. For `Driver.hold`.
+    """Try to hold `name` by an object in `driver`; give whether that worked. For `Driver.hold`.
 
     The driver must honour conditions with one winner.
 
     Raises:
         StoreBusy: the lease was lost, or could not be renewed, before the work under it was done; that was cancelled.
     """
-    key = _PREFIX + name
+    # Any name becomes a component of a key.
+    key = _PREFIX + quote(name, safe="").replace("%", "=").replace("~", "=7E")
     holder = secrets.token_hex(8)
     began = trio.current_time()
     if not await _take(driver, key, holder):

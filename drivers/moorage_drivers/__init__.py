@@ -1,14 +1,16 @@
-"""Storage drivers that come with Moorage: `filesystem` and `inmemory`.
+"""Storage drivers that come with Moorage: `filesystem`, `inmemory`, `s3`.
 
 This module is the plugin; a driver's own module is imported when a configuration uses it.
 """
 
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
 
-from moorage import Driver, DriverFactory, MemoryDriver, NoOptions, hookimpl
+from moorage import ConfigurationError, Driver, DriverFactory, MemoryDriver, NoOptions, hookimpl
+
+from ._s3_options import S3Options
 
 
 class FilesystemOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,10 +46,31 @@ async def _open_memory(options: NoOptions) -> AsyncGenerator[Driver]:
     yield MemoryDriver()
 
 
+@asynccontextmanager
+async def _open_s3(options: S3Options) -> AsyncGenerator[Driver]:
+    with _needing("s3"):
+        from .s3 import S3Driver
+
+    async with S3Driver.open_bucket(options) as driver:
+        yield driver
+
+
+@contextmanager
+def _needing(extra: str) -> Generator[None]:
+    """Say what to install where a library is missing."""
+    try:
+        yield
+    except ImportError as error:
+        problem = f"the driver needs {error.name}, which is not installed: pip install 'moorage[{extra}]'"
+        raise ConfigurationError(problem) from error
+
+
 @hookimpl
 def register_drivers() -> Mapping[str, object]:
     """Offer the drivers of this package."""
     return {
         "filesystem": DriverFactory(FilesystemOptions, _open_filesystem, open_to_look=_look_at_filesystem),
         "inmemory": DriverFactory(NoOptions, _open_memory, shared=False),
+        "s3": DriverFactory(S3Options, _open_s3),
+        "s3aws": DriverFactory(S3Options, _open_s3),
     }

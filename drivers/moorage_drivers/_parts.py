@@ -54,6 +54,13 @@ class ByteBudget:
                 self._admit()
             raise
 
+    def take_nowait(self, size: int) -> bool:
+        """Take `size` bytes if nobody has to wait for that; return whether they were taken."""
+        if self._waiting or not self._fits(size):
+            return False
+        self._used += size
+        return True
+
     def give(self, size: int) -> None:
         """Give back `size` bytes."""
         self._used -= size
@@ -114,6 +121,11 @@ class PartWriter:
         self._idle = trio.Event()
         self._first = 0
         self._further = 0
+
+    @property
+    def sending(self) -> bool:
+        """Whether parts are under way."""
+        return self._sending > 0
 
     async def write(self, data: bytes) -> None:
         """Append `data`; wait where there is no room for it.

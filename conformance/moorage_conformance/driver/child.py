@@ -1,5 +1,6 @@
-"""What another process does with a store, for the cases about several of them: `python -m … SUBJECT ACTION …`.
+"""What another process does with a store, for the cases about several of them: `python -m …`.
 
+Standard input begins with a line of JSON: the subject, the action, its arguments; some are too long for a command line.
 An action says on standard output, line by line, how far it is, and is killed, or told to go on by a line.
 """
 
@@ -109,11 +110,12 @@ ACTIONS: dict[str, Callable[..., Awaitable[None]]] = {
 }
 
 
-async def _main(told: str, action: str, *arguments: str) -> None:
+async def _main() -> None:
+    told, action, *arguments = msgspec.json.decode(sys.stdin.readline(), type=list[str])
     subject = msgspec.json.decode(told, type=Subject)
     async with subject.factory().open(subject.decoded("")) as driver:
         await ACTIONS[action](driver, *arguments)
 
 
 if __name__ == "__main__":
-    trio.run(lambda: _main(*sys.argv[1:]))
+    trio.run(_main)

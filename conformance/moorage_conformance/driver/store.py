@@ -175,9 +175,11 @@ class Store:
         subject = msgspec.structs.replace(self._subject, options=self._subject.filled(self._fresh))
         told = [msgspec.json.encode(subject).decode(), action, *arguments]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        command = [sys.executable, "-W", "error", "-m", _CHILD, *told]
+        command = [sys.executable, "-W", "error", "-m", _CHILD]
         process = await trio.lowlevel.open_process(command, stdin=PIPE, stdout=PIPE, stderr=PIPE, env=environment)
         try:
+            if process.stdin is not None:
+                await process.stdin.send_all(msgspec.json.encode(told) + b"\n")
             yield Process(process)
         finally:
             process.kill()

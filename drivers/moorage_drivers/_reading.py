@@ -1,0 +1,158 @@
+"""Reading an object of a service by ranges: some ahead of the reader, resumed at the byte where a connection broke.
+
+The first range is streamed as it comes. Where more follow, a few are fetched meanwhile, if the driver's budget of bytes
+allows it now; nobody waits for that budget, so nobody can be kept waiting by a slow reader. All ranges are of one version
+of the object.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+
+import msgspec
+import trio
+
+from moorage import DriverError, Reader, Stat, StoreUnavailable
+
+from ._parts import ByteBudget
+
+RANGE = 8 << 20
+_AHEAD = 2
+_TRIES = 4
+_PAUSE_SECONDS = 0.2
+_SLICE = 1 << 20
+
+OpenRange = Callable[[int, int | None, str | None], AbstractAsyncContextManager[tuple[Stat, AsyncIterator[bytes]]]]
+"""Opens the bytes from a first up to, not including, a last (None: the end), clipped; if given, of that version only."""
+
+
+class _Fetched:
+    """A range that is fetched ahead."""
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.data = b""
+        self.failure: Exception | None = None
+
+
+class _Ranges(msgspec.Struct, frozen=True):
+    """What is read: which object, how far, and how a range of it is opened."""
+
+    open: OpenRange
+    stat: Stat
+    stop: int
+    driver: str
+
+    async def resumed(self, start: int, stop: int, chunks: AsyncIterator[bytes] | None) -> AsyncGenerator[bytes]:
+        """Give the bytes from `start` to `stop`, beginning with those of `chunks`, whatever breaks in between."""
+        position, tries = start, 0
+        while position < stop:
+            began = position
+            try:
+                if chunks is not None:
+                    async for chunk in chunks:
+                        position += len(chunk)
+                        yield chunk
+                else:
+                    async with self.open(position, stop, self.stat.version) as (_, more):
+                        async for chunk in more:
+                            position += len(chunk)
+                            yield chunk
+                if position < stop:
+                    raise StoreUnavailable(
+                        f"the body ended {stop - position} bytes early",
+                        driver=self.driver,
+                        operation="open",
+                        key=self.stat.key,
+                    )
+            except DriverError as error:
+                tries = tries + 1 if position == began else 1
+                if not error.retryable or tries >= _TRIES:
+                    raise
+                await trio.sleep(_PAUSE_SECONDS * tries)
+            chunks = None
+
+
+@asynccontextmanager
+async def open_by_ranges(
+    open_range: OpenRange, start: int, stop: int | None, *, budget: ByteBudget, driver: str
+) -> AsyncGenerator[Reader]:
+    """Open the bytes of an object from `start` to `stop` by one request, and by more only if it is larger than 8 MiB.
+
+    Raises (on entering, or while reading):
+        DriverError: what `open_range` raises.
+    """
+    wanted = start + RANGE if stop is None else min(stop, start + RANGE)
+    async with open_range(start, wanted, None) as (stat, chunks):
+        end = stat.size if stop is None else min(stop, stat.size)
+        ranges = _Ranges(open_range, stat, end, driver)
+        if end <= wanted:
+            async with aclosing(ranges.resumed(start, end, chunks)) as pieces:
+                yield Reader(stat, pieces)
+            return
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                async with aclosing(_ahead(ranges, start, wanted, chunks, budget, nursery)) as pieces:
+                    yield Reader(stat, pieces)
+            except Exception as error:  # noqa: BLE001 - raised below, outside the group that a nursery makes of it
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+
+async def _ahead(
+    ranges: _Ranges,
+    start: int,
+    first_stop: int,
+    chunks: AsyncIterator[bytes],
+    budget: ByteBudget,
+    nursery: trio.Nursery,
+) -> AsyncGenerator[bytes]:
+    """Give all bytes in order; fetch what follows while what comes first is read."""
+    starts = list(range(first_stop, ranges.stop, RANGE))
+    fetched: dict[int, _Fetched] = {}
+    held = 0
+
+    async def fetch(at: int, into: _Fetched) -> None:
+        gathered = bytearray()
+        try:
+            async with aclosing(ranges.resumed(at, min(at + RANGE, ranges.stop), None)) as pieces:
+                async for piece in pieces:
+                    gathered += piece
+        except Exception as error:  # noqa: BLE001 - raised to the reader when it gets there
+            into.failure = error
+        into.data = bytes(gathered)
+        into.done.set()
+
+    def begin(first: int) -> None:
+        nonlocal held
+        for at in starts[first : first + _AHEAD]:
+            if at not in fetched and budget.take_nowait(RANGE):
+                held += RANGE
+                fetched[at] = _Fetched()
+                nursery.start_soon(fetch, at, fetched[at])
+
+    try:
+        begin(0)
+        async with aclosing(ranges.resumed(start, first_stop, chunks)) as pieces:
+            async for piece in pieces:
+                yield piece
+        for number, at in enumerate(starts):
+            into = fetched.pop(at, None)
+            begin(number + 1)
+            if into is None:
+                async with aclosing(ranges.resumed(at, min(at + RANGE, ranges.stop), None)) as pieces:
+                    async for piece in pieces:
+                        yield piece
+                continue
+            await into.done.wait()
+            if into.failure is not None:
+                raise into.failure
+            for cut in range(0, len(into.data), _SLICE):
+                yield into.data[cut : cut + _SLICE]
+            into.data = b""
+            held -= RANGE
+            budget.give(RANGE)
+    finally:
+        budget.give(held)
