@@ -28,7 +28,7 @@
     ├── ClientLeft                    499 UNKNOWN                   nobody is there to read it
     └── InternalError                 500 UNKNOWN
 
-    DriverError                       driver, operation, key; retryable
+    DriverError                       driver, operation, key; retryable, ambiguous, retry_after
     ├── KeyUnknown                    the key does not exist
     ├── ConditionFailed               somebody else wrote first, or the key exists already
     ├── RangeUnsatisfiable            start lies beyond the end
@@ -322,16 +322,30 @@ class DriverError(Exception):
         operation: which of the contract's verbs failed.
         key: the key it was asked about; empty where there is none.
         retryable: whether the same call may work a little later.
+        ambiguous: whether what was asked for may have been done all the same: the request was sent whole and its reply was
+            lost, or came too late. What fails before that, and what the service itself refuses, is not ambiguous.
+        retry_after: after how many seconds the service says that it may work again; None if it does not say.
     """
 
     retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, *, driver: str, operation: DriverVerb, key: str = "") -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        driver: str,
+        operation: DriverVerb,
+        key: str = "",
+        ambiguous: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
         """Make an error of `driver`, met while it did `operation` on `key`."""
         super().__init__(message)
         self.driver = driver
         self.operation = operation
         self.key = key
+        self.ambiguous = ambiguous
+        self.retry_after = retry_after
 
     def __str__(self) -> str:
         """Return driver, operation, key and what happened, for logs."""

@@ -58,7 +58,11 @@ async def read_versioned_link(driver: Driver, key: str) -> tuple[Digest | None, 
 
 
 def told(error: DriverError) -> RegistryError:
-    """Return what a client is told of a failed driver; which key and why is for the log."""
+    """Return what a client is told of a failed driver; which key and why is for the log.
+
+    If the service says when to come back, so is the client told.
+    """
+    after = 5 if error.retry_after is None else error.retry_after
     match error:
         case StoreFull():
             _log.error("the store is full: %s", error)
@@ -68,13 +72,13 @@ def told(error: DriverError) -> RegistryError:
             return Unavailable("the registry's storage cannot be written to", retry_after=60)
         case StoreBusy():
             _log.warning("the store is busy: %s", error)
-            return Unavailable("the registry's storage is busy")
+            return Unavailable("the registry's storage is busy", retry_after=after)
         case KeyInvalid():
             _log.error("a key that the store does not take: %s", error)
             return InternalError("the registry's storage cannot hold this")
         case _ if error.retryable:
             _log.error("the store failed: %s", error)
-            return Unavailable("the registry's storage does not answer")
+            return Unavailable("the registry's storage does not answer", retry_after=after)
         case _:
             _log.error("the store failed: %s", error)
             return InternalError("the registry's storage failed")

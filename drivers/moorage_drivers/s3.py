@@ -15,7 +15,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Protocol, cast
 
@@ -298,7 +298,8 @@ class S3Driver(Driver):
 
         try:
             async with self.bridge.stream(opened, stall_seconds=self.options.readtimeout) as (stat, chunks):
-                yield stat, self._read(chunks, key)
+                async with aclosing(self._read(chunks, key)) as pieces:
+                    yield stat, pieces
         except RangeUnsatisfiable:
             stat = await self.stat(key)
             if first == stat.size:

@@ -7,9 +7,13 @@ from moorage import (
     BlobUnknown,
     DriverError,
     KeyUnknown,
+    Listing,
+    ListRepositories,
     ManifestBlobUnknown,
+    MemoryDriver,
     RangeInvalid,
     Refused,
+    Registry,
     RegistryError,
     StoreBusy,
     StoreReadOnly,
@@ -86,6 +90,27 @@ def test_an_error_of_a_driver_says_who_did_what_to_which_key() -> None:
     error = KeyUnknown("no such key", driver="s3", operation="stat", key="a/b")
     assert str(error) == "s3: stat a/b: no such key"
     assert str(KeyUnknown("x", driver="s3", operation="list")) == "s3: list (no key): x"
+
+
+def test_an_error_of_a_driver_says_whether_it_may_have_happened_and_when_to_come_back() -> None:
+    plain = StoreBusy("slow down", driver="s3", operation="write")
+    assert (plain.ambiguous, plain.retry_after) == (False, None)
+    telling = StoreUnavailable("no reply", driver="s3", operation="write", ambiguous=True, retry_after=2.5)
+    assert (telling.ambiguous, telling.retry_after) == (True, 2.5)
+
+
+@pytest.mark.parametrize("kind", [StoreBusy, StoreUnavailable])
+@pytest.mark.parametrize(("said", "told"), [(None, 5), (0, 0), (17.5, 17.5)])
+async def test_a_client_is_told_to_come_back_when_the_store_says(
+    kind: type[DriverError], said: float | None, told: float
+) -> None:
+    class Failing(MemoryDriver):
+        async def list(self, prefix: str, *, after: str = "", delimiter: str = "", limit: int = 1000) -> Listing:
+            raise kind("later", driver=self.name, operation="list", key=prefix, retry_after=said)
+
+    with pytest.raises(Unavailable) as error:
+        await Registry(Failing())(ListRepositories())
+    assert error.value.retry_after == told
 
 
 def test_only_what_may_work_later_is_retryable() -> None:
