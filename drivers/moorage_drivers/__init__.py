@@ -10,6 +10,7 @@ import msgspec
 
 from moorage import ConfigurationError, Driver, DriverFactory, MemoryDriver, NoOptions, hookimpl
 
+from ._retry import RETRY, RetryLayer, RetryOptions
 from ._s3_options import S3Options
 
 
@@ -52,7 +53,7 @@ async def _open_s3(options: S3Options) -> AsyncGenerator[Driver]:
         from .s3 import S3Driver
 
     async with S3Driver.open_bucket(options) as driver:
-        yield driver
+        yield RetryLayer(driver, RetryOptions())
 
 
 @contextmanager
@@ -74,3 +75,9 @@ def register_drivers() -> Mapping[str, object]:
         "s3": DriverFactory(S3Options, _open_s3),
         "s3aws": DriverFactory(S3Options, _open_s3),
     }
+
+
+@hookimpl
+def register_storage_middleware() -> Mapping[str, object]:
+    """Offer the drivers around drivers of this package."""
+    return {"retry": RETRY}

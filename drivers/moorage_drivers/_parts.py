@@ -7,10 +7,14 @@ next, so that nothing is raised in a group.
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
+from ._retry import RetryOptions, retried
+
 _FIRST = 1 << 20
+_AGAIN = RetryOptions()
 
 
 class ByteBudget:
@@ -201,7 +205,8 @@ class PartWriter:
         try:
             async with self._limit, self._budgets.requests:
                 if self._failure is None:
-                    await self._send(number, data)
+                    # A part that is sent twice under its number is the same part.
+                    await retried(_AGAIN, partial(self._send, number, data))
         except Exception as error:  # noqa: BLE001 - raised to whoever writes next
             self._failure = error
         finally:

@@ -22,7 +22,14 @@ from typing import Protocol, cast
 import msgspec
 import s3fs
 import trio
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, ParamValidationError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
+    NoCredentialsError,
+    ParamValidationError,
+)
 
 from moorage import (
     Absent,
@@ -212,6 +219,7 @@ class S3Driver(Driver):
         """Return what `error`, raised by a library or its connection, means."""
         kind: type[DriverError] = StoreUnavailable
         said = f"{type(error).__name__}: {error}"
+        ambiguous, retry_after = False, None
         if isinstance(error, DriverError):
             return error
         if isinstance(error, ClientError):
@@ -229,20 +237,23 @@ class S3Driver(Driver):
                     kind = ConditionFailed
                 case 416, _:
                     kind = RangeUnsatisfiable
-                case (409 | 429 | 503, _) | (_, "SlowDown" | "RequestTimeout" | "InternalError"):
+                case (409 | 429 | 503, _) | (_, "SlowDown" | "RequestTimeout"):
                     kind = StoreBusy
+                    retry_after = _retry_after(answer)
                 case 401 | 403, _:
                     said = f"the service refuses: {code}"
                     kind = StoreReadOnly if verb in {"write", "delete", "copy", "upload"} else StoreUnavailable
                 case _:
                     said = f"the service said {status} {code}: {answer.get('Error', {}).get('Message')}"
+            ambiguous = isinstance(status, int) and status >= 500 and kind is StoreUnavailable
         elif isinstance(error, NoCredentialsError):
             said = "there are no credentials: give accesskey and secretkey, or what the SDK's chain finds"
         elif isinstance(error, ParamValidationError):
             said = f"the client does not know: {error}"
         elif isinstance(error, BotoCoreError | OSError | TimeoutError):
             said = str(error) or type(error).__name__
-        return kind(said, driver=self.name, operation=verb, key=key)
+            ambiguous = not isinstance(error, ConnectTimeoutError | EndpointConnectionError)
+        return kind(said, driver=self.name, operation=verb, key=key, ambiguous=ambiguous, retry_after=retry_after)
 
     # ---- the contract
 
@@ -297,9 +308,11 @@ class S3Driver(Driver):
                 body.close()
 
         try:
-            async with self.bridge.stream(opened, stall_seconds=self.options.readtimeout) as (stat, chunks):
-                async with aclosing(self._read(chunks, key)) as pieces:
-                    yield stat, pieces
+            async with (
+                self.bridge.stream(opened, stall_seconds=self.options.readtimeout) as (stat, chunks),
+                aclosing(self._read(chunks, key)) as pieces,
+            ):
+                yield stat, pieces
         except RangeUnsatisfiable:
             stat = await self.stat(key)
             if first == stat.size:
@@ -540,7 +553,7 @@ class S3Driver(Driver):
             try:
                 listed = await self._list_parts(token.key, self.at(token.destination or token.key), token.upload)
             except (UploadGone, KeyUnknown):
-                if token.destination is None and await self._size(token.key) == token.size + len(token.tail):
+                if token.destination is None and await self.size_of(token.key) == token.size + len(token.tail):
                     return (), 1, True
                 raise UploadGone("it has ended", driver=self.name, operation="upload", key=token.key) from None
             known = tuple(part for part in listed if part.number in wanted)
@@ -550,7 +563,8 @@ class S3Driver(Driver):
         gap = random.randrange(_GAP) if highest < PARTS_LIMIT // 2 else 0  # noqa: S311 - to keep out of each other's way
         return known, highest + 1 + gap, False
 
-    async def _size(self, key: str) -> int | None:
+    async def size_of(self, key: str) -> int | None:
+        """Return the size of what is at `key`, None if nothing is."""
         try:
             return (await self.stat(key)).size
         except KeyUnknown:
@@ -709,7 +723,12 @@ class S3Upload(Upload):
             if self._id is None:
                 raise self._gone("it has no parts")
             direct = condition if destination == self._target else None
-            version = await driver.complete(key, driver.at(self._target), self._id, self._ordered(), direct)
+            try:
+                version = await driver.complete(key, driver.at(self._target), self._id, self._ordered(), direct)
+            except UploadGone:
+                # Completed before, by a request whose answer was lost; nobody else puts anything at its own key.
+                if self._target != key or await driver.size_of(key) != self.offset:
+                    raise
             self._whole = True
         if destination != self._target:
             await driver.copy_sized(self._target, destination, await driver.stat(self._target), condition)
@@ -805,6 +824,13 @@ async def _nothing() -> AsyncGenerator[bytes]:
     none: tuple[bytes, ...] = ()
     for chunk in none:
         yield chunk
+
+
+def _retry_after(answer: Mapping[str, Mapping[str, object]]) -> float | None:
+    """Return after how many seconds the service wants to be asked again, if it says so."""
+    headers = answer.get("ResponseMetadata", {}).get("HTTPHeaders")
+    said = str(cast("Mapping[str, object]", headers).get("retry-after", "")) if headers else ""
+    return float(said) if said.isascii() and said.isdecimal() else None
 
 
 def _conditions(condition: Condition | None) -> dict[str, object]:
