@@ -2,10 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# What the tests drive besides Python packages; Debian's names.
-TEST_TOOLS := skopeo podman buildah umoci docker-registry
+# What the tests drive besides Python packages: programs, each with Debian's name for its package where that is another.
+TEST_TOOLS := skopeo podman buildah umoci docker-registry redis-server sshd:openssh-server npm
+# What npm installs for the tests.
+TOOLS := .tools
 
-.PHONY: serve test test-tools lint format clean
+.PHONY: serve test test-tools debian-tools lint format clean
 
 serve: $(VENV)/.moorage
 	$(BIN)/moorage serve ./data
@@ -24,14 +26,22 @@ format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Programs from Debian's archive. Not needed to serve; without one, the tests that drive it say so and are skipped.
-test-tools:
-	@missing=; for tool in $(TEST_TOOLS); do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+# Programs from Debian's archive, and azurite from npm. Not needed to serve; without one, the tests that drive it say so
+# and are skipped. Servers of Debian's live in sbin, which not every user has on the path.
+test-tools: $(TOOLS)/node_modules/.bin/azurite-blob
+
+debian-tools:
+	@PATH="$$PATH:/usr/sbin"; missing=; for tool in $(TEST_TOOLS); do \
+	  command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool##*:}"; \
+	done; \
 	if [ -n "$$missing" ]; then \
 	  command -v apt-get >/dev/null || { echo "please install:$$missing" >&2; exit 1; }; \
 	  sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 	  $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
 	fi
+
+$(TOOLS)/node_modules/.bin/azurite-blob: | debian-tools
+	npm install --prefix $(TOOLS) --no-audit --no-fund --loglevel=error azurite@3
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -50,4 +60,4 @@ $(VENV)/.lint: pyproject.toml | $(VENV)/bin/python
 	@touch $(VENV)/.moorage $(VENV)/.test $@
 
 clean:
-	rm -rf $(VENV) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(TOOLS) dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -5,15 +5,28 @@ claimed over each store it can run on.
 """
 
 import os
-import shutil
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from moorage import Driver, Registry
+from services import (
+    AzureService,
+    GCSService,
+    RedisService,
+    S3Service,
+    SFTPService,
+    azurite_server,
+    gcs_emulator,
+    ministack_server,
+    moto_server,
+    redis_server,
+    sftp_server,
+)
 from stores import Store, new_store
+from tools import require_tool
 
 # Tests judge what is done, not how quickly on a busy machine; hypothesis would fail an example that is slow.
 settings.register_profile("moorage", settings.get_profile("ci" if os.environ.get("CI") else "default"), deadline=None)
@@ -24,12 +37,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip a test whose program is not installed; where everything must be tested, fail it."""
     for marker in item.iter_markers("needs_tool"):
         for tool in marker.args:
-            if shutil.which(str(tool)) is not None:
-                continue
-            sentence = f"not tested, because {tool} is not installed: {item.name}"
-            if os.environ.get("CI") == "true":
-                pytest.fail(sentence, pytrace=False)
-            pytest.skip(sentence)
+            require_tool(str(tool), item.name)
 
 
 @pytest.fixture(params=["memory", "filesystem", "service"])
@@ -49,3 +57,45 @@ async def driver(store: Store) -> AsyncGenerator[Driver]:
 async def registry(driver: Driver) -> Registry:
     """A registry on the store."""
     return Registry(driver)
+
+
+@pytest.fixture(scope="session")
+def moto() -> Generator[S3Service]:
+    """S3 as moto has it; the whole session has one."""
+    with moto_server() as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def ministack() -> Generator[S3Service]:
+    """S3 as ministack has it; the whole session has one."""
+    with ministack_server() as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def azurite() -> Generator[AzureService]:
+    """Azure's blob storage as azurite has it; the whole session has one."""
+    with azurite_server() as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def gcs_service() -> Generator[GCSService]:
+    """Google Cloud Storage as gcp-storage-emulator has it; the whole session has one."""
+    with gcs_emulator() as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def redis() -> Generator[RedisService]:
+    """A Redis; the whole session has one."""
+    with redis_server() as service:
+        yield service
+
+
+@pytest.fixture(scope="session")
+def sftp() -> Generator[SFTPService]:
+    """An SFTP server; the whole session has one."""
+    with sftp_server() as service:
+        yield service

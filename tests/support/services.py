@@ -1,220 +1,280 @@
-"""Services of clouds as processes of their own, on loopback: what tests of storage drivers run against.
+"""The services that storage can be on, as processes on loopback: stand-ins for clouds, Redis, and an SFTP server.
 
-Each is started on a free port, waited for until it answers, and ended by its process id. moto, ministack and the
-emulator of Google's storage are Python packages; azurite, Redis and OpenSSH come from `make test-tools`.
+Each is started on a free port with a temporary folder of its own, waited for until it takes connections, and ended by
+its process id. A test asks for one by its fixture, which starts it once a session: whoever shares one takes a bucket,
+a container, a prefix or a folder of his own.
 """
 
+import getpass
 import os
-import shutil
+import signal
 import socket
 import subprocess
-import sys
 import tempfile
+import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import msgspec
 
-from servers import free_port, wait_for
+from servers import free_port
+from tools import require_tool
 
-_END_SECONDS = 15.0
-_ROOT = Path(__file__).resolve().parents[2]
-AZURITE = _ROOT / ".tools/node_modules/.bin/azurite-blob"
+START_SECONDS = 30.0
+END_SECONDS = 10.0
+_OUTPUT_BYTES = 6000
 
 
-def _answers(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
-    except OSError:
-        return False
-    return True
+@dataclass(frozen=True)
+class S3Service:
+    """A stand-in for S3. Any key is taken, and no signature is checked."""
+
+    url: str
+    port: int
+    access_key: str = "moorage"
+    secret_key: str = "moorage-secret"
+    region: str = "us-east-1"
+
+    def create_bucket(self, name: str) -> str:
+        """Make an empty bucket; return its name."""
+        httpx.put(f"{self.url}/{name}", timeout=60, trust_env=False).raise_for_status()
+        return name
+
+
+@dataclass(frozen=True)
+class AzureService:
+    """A stand-in for Azure's blob storage; `url` ends with the account's name."""
+
+    url: str
+    port: int
+    account: str = "devstoreaccount1"
+    # Known to everybody: it is the one that all of Azure's emulators have.
+    key: str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+    @property
+    def connection_string(self) -> str:
+        """What Azure's own libraries take to connect."""
+        return (
+            f"DefaultEndpointsProtocol=http;AccountName={self.account};AccountKey={self.key};BlobEndpoint={self.url};"
+        )
+
+    def create_container(self, name: str) -> str:
+        """Make an empty container; return its name."""
+        from azure.storage.blob import BlobServiceClient
+
+        with BlobServiceClient.from_connection_string(self.connection_string) as client:
+            client.create_container(name).close()  # pyright: ignore[reportUnknownMemberType]  # `dict` without its types
+        return name
+
+
+@dataclass(frozen=True)
+class GCSService:
+    """A stand-in for Google Cloud Storage, without credentials."""
+
+    url: str
+    port: int
+    project: str = "moorage"
+
+    def create_bucket(self, name: str) -> str:
+        """Make an empty bucket; return its name."""
+        where = f"{self.url}/storage/v1/b"
+        params = {"project": self.project}
+        httpx.post(where, params=params, json={"name": name}, timeout=60, trust_env=False).raise_for_status()
+        return name
+
+
+@dataclass(frozen=True)
+class RedisService:
+    """A Redis that keeps nothing on disk."""
+
+    url: str
+    port: int
+    host: str = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class SFTPService:
+    """An OpenSSH server that only serves files, to the user who runs the tests."""
+
+    url: str
+    port: int
+    user: str
+    key_file: Path
+    known_hosts: Path
+    folder: Path
+    host: str = "127.0.0.1"
+
+
+def _output(log: Path) -> str:
+    return log.read_bytes()[-_OUTPUT_BYTES:].decode(errors="replace")
+
+
+def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            listens = True
+        except OSError:
+            listens = False
+        # Asked after the connection: whoever answered for one that has ended is somebody else.
+        code = process.poll()
+        name = Path(str(process.args[0] if isinstance(process.args, list) else process.args)).name
+        if code is not None:
+            raise AssertionError(f"{name} ended with {code} instead of listening on port {port}\n{_output(log)}")
+        if listens:
+            return
+        if time.monotonic() > deadline:
+            raise AssertionError(f"{name} did not listen on port {port} within {START_SECONDS:.0f} s\n{_output(log)}")
+        time.sleep(0.02)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            # The process leads a group of its own, in which only what it started can be.
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(END_SECONDS)
 
 
 @contextmanager
-def service(
-    command: Sequence[str], port: int, *, environment: Mapping[str, str] | None = None, folder: Path | None = None
-) -> Generator[int]:
-    """Run `command`, which listens on `port`; give its process id."""
-    with tempfile.TemporaryFile() as output:
+def running(
+    command: Sequence[str], port: int, folder: Path, environment: Mapping[str, str] | None = None
+) -> Generator[None]:
+    """Run a server in `folder`, from when it listens on `port` on.
+
+    Raises:
+        AssertionError: It ended, or did not listen within 30 seconds; with what it wrote.
+    """
+    log = folder / "output.log"
+    with log.open("ab") as output:
         process = subprocess.Popen(
-            command,
+            list(command),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env={**os.environ, **(environment or {})},
             cwd=folder,
+            env={**os.environ, **(environment or {})},
             start_new_session=True,
         )
-
-        def up() -> bool:
-            if process.poll() is not None:
-                output.seek(0)
-                raise AssertionError(f"{command[0]} ended instead of serving: {output.read()[-3000:]!r}")
-            return _answers(port)
-
-        try:
-            wait_for(up, f"an answer of {command[0]}", seconds=60)
-            yield process.pid
-        finally:
-            process.terminate()
-            try:
-                process.wait(_END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait(_END_SECONDS)
-
-
-def _program(name: str) -> str:
-    """Return the path of a program that a Python package of the tests brought."""
-    return str(Path(sys.executable).with_name(name))
-
-
-class S3Service(msgspec.Struct, frozen=True):
-    """A service that speaks S3, with one bucket.
-
-    Attributes:
-        url: of the service.
-        bucket: that is there.
-    """
-
-    url: str
-    bucket: str = "registry"
-
-    def options(self, **more: object) -> dict[str, object]:
-        """Return options of the driver `s3`, which distribution takes too."""
-        return {
-            "bucket": self.bucket,
-            "region": "us-east-1",
-            "regionendpoint": self.url,
-            "accesskey": "access",
-            "secretkey": "secret-canary",
-            "forcepathstyle": True,
-            "secure": False,
-        } | more
-
-    def make_bucket(self) -> None:
-        """Make the bucket; the emulators do not look at who asks."""
-        credentials = (
-            "AWS4-HMAC-SHA256 Credential=access/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
-        )
-        made = httpx.put(
-            f"{self.url}/{self.bucket}", headers={"authorization": credentials}, trust_env=False, timeout=30
-        )
-        assert made.status_code == 200, made.text
+    try:
+        _wait_until_it_listens(process, port, log)
+        yield
+    finally:
+        _end(process)
 
 
 @contextmanager
-def moto() -> Generator[S3Service]:
-    """Run moto."""
-    port = free_port()
-    with service([_program("moto_server"), "-H", "127.0.0.1", "-p", str(port)], port):
-        found = S3Service(f"http://127.0.0.1:{port}")
-        found.make_bucket()
-        yield found
+def _temporary_folder(name: str) -> Generator[Path]:
+    with tempfile.TemporaryDirectory(prefix=f"moorage-{name}-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
 
 
 @contextmanager
-def ministack() -> Generator[S3Service]:
-    """Run ministack."""
+def moto_server() -> Generator[S3Service]:
+    """Run moto as S3."""
+    tool = require_tool("moto_server", "storage on S3")
     port = free_port()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        service([_program("ministack")], port, environment={"GATEWAY_PORT": str(port)}, folder=Path(folder)),
-    ):
-        found = S3Service(f"http://127.0.0.1:{port}")
-        found.make_bucket()
-        yield found
-
-
-AZURE_ACCOUNT = "devstoreaccount1"
-AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
-"""Published by Azurite for everybody: it guards nothing."""
-
-
-class AzureService(msgspec.Struct, frozen=True):
-    """A service that speaks Azure Blob Storage; `url` has the account."""
-
-    url: str
+    command = [tool, "--host", "127.0.0.1", "--port", str(port)]
+    with _temporary_folder("moto") as folder, running(command, port, folder):
+        yield S3Service(f"http://127.0.0.1:{port}", port)
 
 
 @contextmanager
-def azurite() -> Generator[AzureService]:
-    """Run azurite."""
+def ministack_server() -> Generator[S3Service]:
+    """Run ministack as S3; it is strict where moto is not, and the other way round."""
+    tool = require_tool("ministack", "storage on S3, by a second judge")
     port = free_port()
-    command = [str(AZURITE), "--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence"]
+    with _temporary_folder("ministack") as folder:
+        environment = {
+            "GATEWAY_PORT": str(port),
+            "MINISTACK_HOST": "127.0.0.1",
+            "BIND_HOST": "127.0.0.1",
+            "SERVICES": "s3",
+            "SFTP_ENABLED": "0",
+            "HOME": str(folder),
+            "TMPDIR": str(folder),
+        }
+        with running([tool], port, folder, environment):
+            yield S3Service(f"http://127.0.0.1:{port}", port)
+
+
+@contextmanager
+def azurite_server() -> Generator[AzureService]:
+    """Run azurite as Azure's blob storage."""
+    tool = require_tool("azurite-blob", "storage on Azure")
+    port = free_port()
+    command = [tool, "--blobHost", "127.0.0.1", "--blobPort", str(port), "--inMemoryPersistence"]
     command += ["--skipApiVersionCheck", "--disableTelemetry", "--silent"]
-    with tempfile.TemporaryDirectory() as folder, service(command, port, folder=Path(folder)):
-        yield AzureService(f"http://127.0.0.1:{port}/{AZURE_ACCOUNT}")
+    with _temporary_folder("azurite") as folder, running(command, port, folder):
+        yield AzureService(f"http://127.0.0.1:{port}/devstoreaccount1", port)
 
 
 @contextmanager
-def gcs_emulator() -> Generator[str]:
-    """Run gcp-storage-emulator; give its URL."""
+def gcs_emulator() -> Generator[GCSService]:
+    """Run gcp-storage-emulator as Google Cloud Storage. It knows no preconditions and no pages: see `gcs_fake`."""
+    tool = require_tool("gcp-storage-emulator", "storage on Google's, by a second judge")
     port = free_port()
-    command = [_program("gcp-storage-emulator"), "start", "--host", "127.0.0.1", "--port", str(port), "--in-memory"]
-    with service([*command, "--default-bucket", "registry"], port):
-        yield f"http://127.0.0.1:{port}"
+    command = [tool, "start", "--host", "127.0.0.1", "--port", str(port), "--in-memory", "--quiet"]
+    with _temporary_folder("gcs") as folder, running(command, port, folder):
+        yield GCSService(f"http://127.0.0.1:{port}", port)
 
 
 @contextmanager
-def redis() -> Generator[int]:
-    """Run Redis; give its port."""
+def redis_server() -> Generator[RedisService]:
+    """Run Redis."""
+    tool = require_tool("redis-server", "what Redis keeps")
     port = free_port()
-    command = ["redis-server", "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
-    with tempfile.TemporaryDirectory() as folder, service(command, port, folder=Path(folder)):
-        yield port
+    command = [tool, "--bind", "127.0.0.1", "--port", str(port), "--save", "", "--appendonly", "no"]
+    with _temporary_folder("redis") as folder, running(command, port, folder):
+        yield RedisService(f"redis://127.0.0.1:{port}/0", port)
 
 
-class SftpService(msgspec.Struct, frozen=True):
-    """OpenSSH's sftp for the user that runs the tests.
-
-    Attributes:
-        port: it listens on.
-        user: that may log in, by `key_file`.
-        key_file: the private key.
-        folder: a folder that is there.
-    """
-
-    port: int
-    user: str
-    key_file: str
-    folder: str
-
-
-@contextmanager
-def sftp() -> Generator[SftpService]:
-    """Run sshd with keys of its own."""
-    port = free_port()
-    sshd = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    assert sshd is not None, "sshd is not installed"
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        for key in ("host", "user"):
-            subprocess.run(
-                ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True, timeout=30
-            )
-        (folder / "authorized").write_bytes((folder / "user.pub").read_bytes())
-        (folder / "data").mkdir()
-        settings = f"""\
-Port {port}
-ListenAddress 127.0.0.1
-HostKey {folder}/host
-AuthorizedKeysFile {folder}/authorized
-PidFile {folder}/pid
+_SSHD = """\
+ListenAddress 127.0.0.1:{port}
+HostKey {folder}/host_key
+AuthorizedKeysFile {folder}/authorized_keys
+AuthenticationMethods publickey
+PermitRootLogin prohibit-password
+AllowUsers {user}
 StrictModes no
 UsePAM no
-PasswordAuthentication no
-PermitRootLogin prohibit-password
+PidFile none
 MaxStartups 100
-MaxSessions 100
 Subsystem sftp internal-sftp
+ForceCommand internal-sftp
 """
-        (folder / "config").write_text(settings, encoding="ascii")
+
+
+@contextmanager
+def sftp_server() -> Generator[SFTPService]:
+    """Run OpenSSH's server as whoever runs the tests, with keys made for this run."""
+    tool = require_tool("sshd", "storage over SFTP")
+    keygen = require_tool("ssh-keygen", "storage over SFTP")
+    port, user = free_port(), getpass.getuser()
+    with _temporary_folder("sftp") as folder:
+        for name in ("host_key", "user_key"):
+            command = [keygen, "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(folder / name)]
+            subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=START_SECONDS)
+        (folder / "authorized_keys").write_bytes((folder / "user_key.pub").read_bytes())
+        host_key = (folder / "host_key.pub").read_text(encoding="ascii")
+        (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}", encoding="ascii")
+        (folder / "sshd_config").write_text(_SSHD.format(port=port, folder=folder, user=user), encoding="utf-8")
+        (folder / "files").mkdir()
         if os.geteuid() == 0:
-            # Debian's sshd wants it, and its package makes it at boot only.
+            # Where sshd started by root puts those it does not know yet; Debian's unit makes the folder, too.
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        user = subprocess.run(["id", "-un"], capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-        with service([sshd, "-D", "-e", "-f", str(folder / "config")], port):
-            yield SftpService(port, user, str(folder / "user"), str(folder / "data"))
+        with running([tool, "-D", "-e", "-f", str(folder / "sshd_config")], port, folder):
+            yield SFTPService(
+                f"sftp://{user}@127.0.0.1:{port}{folder}/files",
+                port,
+                user,
+                folder / "user_key",
+                folder / "known_hosts",
+                folder / "files",
+            )
