@@ -20,6 +20,7 @@ from ._driver import Driver
 from ._errors import DriverError, RegistryError, Unauthorized
 from ._hooks import Authenticator, MiddlewareFactory, Rule, StorageMiddlewareFactory
 from ._judging import RuleEntry
+from ._layer import DriverLayer
 from ._operations import Handler, Operation, R
 from ._plugins import PluginManager
 from ._registry import Registry
@@ -39,6 +40,16 @@ class OpenedRegistry(msgspec.Struct, frozen=True):
 
     handler: Handler
     driver: Driver
+
+
+class _NoRedirects(DriverLayer):
+    """A store that sends no client elsewhere: `storage.redirect.disable`."""
+
+    async def url(self, key: str, *, client_address: str = "") -> str | None:
+        """Return None."""
+        del key, client_address
+        await trio.lowlevel.checkpoint()
+        return None
 
 
 class _Observed:
@@ -274,7 +285,9 @@ async def _open_driver(
     for name, around, settings in _storage_middleware(configuration, plugins):
         with _opening(configuration, plugins, "register_storage_middleware", name, "middleware.storage"):
             driver = await stack.enter_async_context(around.open(settings, driver))
-    return driver
+    # What has no URLs of its own has nothing to be kept from.
+    redirects = type(driver).url is not Driver.url
+    return _NoRedirects(driver) if redirects and configuration.storage.redirect_disable else driver
 
 
 async def _open_rules(configuration: Configuration, plugins: PluginManager, stack: AsyncExitStack) -> None:

@@ -91,7 +91,6 @@ _DRIVERS: Final = {
 _NOT_BUILT: Final = (
     "log.hooks",
     "storage.cache",
-    "storage.redirect",
     "http.tls",
     "http.http2",
     "http.h2c",
@@ -130,7 +129,7 @@ class Storage(Section, frozen=True, kw_only=True):
         parameters: What the driver is given; only the driver knows its keys.
         delete_enabled: Whether clients may delete.
         read_only: Whether whatever changes content is refused.
-        redirect_disable: Whether clients always get content from the registry itself; has no effect yet.
+        redirect_disable: Whether clients always get content from the registry itself.
         tag_concurrency: How many tags are read at once to find those of a digest; 0 leaves it to the registry.
         upload_purging: What happens to uploads that nobody finishes.
         cache: The cache of descriptors; has no effect yet.

@@ -1,7 +1,7 @@
 """The driver `s3` over moto and ministack: each is strict where the other is not."""
 
 import time
-from collections.abc import Generator
+from typing import cast
 
 import msgspec
 import pytest
@@ -21,7 +21,8 @@ from moorage_conformance.driver import CASES, Case, Subject, run_case
 from moorage_conformance.report import Outcome
 from moorage_drivers._s3_options import S3Options
 from moorage_drivers.s3 import S3Driver
-from services import S3Service, ministack, moto
+from s3 import bucket, options as plain_options
+from services import S3Service
 
 MIB = 1 << 20
 
@@ -35,25 +36,27 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module", params=["moto", "ministack"])
-def named_service(request: pytest.FixtureRequest) -> Generator[tuple[str, S3Service]]:
-    with {"moto": moto, "ministack": ministack}[request.param]() as service:
-        yield request.param, service
+def named(request: pytest.FixtureRequest) -> tuple[str, S3Service, str]:
+    """An emulator's name, the emulator, and a bucket of this module's own."""
+    service = cast("S3Service", request.getfixturevalue(request.param))
+    return request.param, service, bucket(service)
 
 
 @pytest.fixture
-def service(named_service: tuple[str, S3Service]) -> S3Service:
-    return named_service[1]
+def in_bucket(named: tuple[str, S3Service, str]) -> dict[str, object]:
+    """Options for a fresh place in the bucket."""
+    _, service, name = named
+    return plain_options(service, name, rootdirectory=f"/{time.monotonic_ns()}/")
 
 
-def options(service: S3Service, **more: object) -> S3Options:
-    fresh = {"rootdirectory": f"/{time.monotonic_ns()}/"}
-    return decode_options(S3Options, service.options(**fresh | more), source="storage.s3")
+def options(in_bucket: dict[str, object], **more: object) -> S3Options:
+    return decode_options(S3Options, in_bucket | more, source="storage.s3")
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.key)
-def test_the_driver_keeps_the_contract(case: Case, named_service: tuple[str, S3Service]) -> None:
-    name, service = named_service
-    subject = Subject("s3", service.options(rootdirectory="{fresh}"))
+def test_the_driver_keeps_the_contract(case: Case, named: tuple[str, S3Service, str]) -> None:
+    name, service, kit = named
+    subject = Subject("s3", plain_options(service, kit, rootdirectory="{fresh}"))
     result = trio.run(lambda: run_case(subject, case, fast=True))
     if result.outcome in {Outcome.FAILED, Outcome.ERROR}:
         reason = FAULTS[name].get(case.name)
@@ -95,7 +98,7 @@ def test_it_says_what_buckets_can_do() -> None:
     ],
 )
 async def test_an_option_that_cannot_work_is_refused_by_name(wrong: dict[str, object], said: str) -> None:
-    settings = S3Service("http://127.0.0.1:1").options(**wrong)
+    settings = plain_options(S3Service("http://127.0.0.1:1", 1), "b") | wrong
     with pytest.raises(ConfigurationError, match=said):
         async with S3Driver.open_bucket(decode_options(S3Options, settings, source="storage.s3")):
             pytest.fail("it opened")
@@ -135,34 +138,36 @@ def test_the_endpoint_gets_its_scheme(settings: dict[str, object], endpoint: str
     assert decode_options(S3Options, {"bucket": "b"} | settings, source="s").endpoint == endpoint
 
 
-async def test_a_bucket_that_is_not_there_and_a_service_that_is_not_there_are_told(service: S3Service) -> None:
+async def test_a_bucket_that_is_not_there_and_a_service_that_is_not_there_are_told(
+    in_bucket: dict[str, object],
+) -> None:
     with pytest.raises(DriverError, match="there is no bucket nowhere"):
-        async with S3Driver.open_bucket(options(service, bucket="nowhere")):
+        async with S3Driver.open_bucket(options(in_bucket, bucket="nowhere")):
             pytest.fail("it opened")
     with pytest.raises(StoreUnavailable) as caught:
-        async with S3Driver.open_bucket(options(service, regionendpoint="http://127.0.0.1:1")):
+        async with S3Driver.open_bucket(options(in_bucket, regionendpoint="http://127.0.0.1:1")):
             pytest.fail("it opened")
     assert "secret-canary" not in str(caught.value)
 
 
-async def test_what_is_written_gets_the_parameters_of_the_options(service: S3Service) -> None:
+async def test_what_is_written_gets_the_parameters_of_the_options(in_bucket: dict[str, object]) -> None:
     more = {"encrypt": True, "storageclass": "standard_ia", "objectacl": "bucket-owner-full-control"}
-    async with S3Driver.open_bucket(options(service, **more, requestpayer=True, useragent="canary/1")) as driver:
+    async with S3Driver.open_bucket(options(in_bucket, **more, requestpayer=True, useragent="canary/1")) as driver:
         await driver.write("a", b"1")
         head = await driver.ask("head_object", "stat", "a", Key=driver.at("a"))
         assert head["ServerSideEncryption"] == "AES256"
         assert head["StorageClass"] == "STANDARD_IA"
-    async with S3Driver.open_bucket(options(service, keyid="key")) as driver:
+    async with S3Driver.open_bucket(options(in_bucket, keyid="key")) as driver:
         assert driver.new_object()["SSEKMSKeyId"] == "key"
 
 
-async def test_urls_are_signed_for_the_public_endpoint_with_version_4(service: S3Service) -> None:
+async def test_urls_are_signed_for_the_public_endpoint_with_version_4(in_bucket: dict[str, object]) -> None:
     async with S3Driver.open_bucket(
-        options(service, redirectendpoint="https://cdn.example.com", redirectlifetime="5m")
+        options(in_bucket, redirectendpoint="https://cdn.example.com", redirectlifetime="5m")
     ) as driver:
         url = await driver.url("a/b")
     assert url is not None
-    assert url.startswith("https://cdn.example.com/registry/")
+    assert url.startswith(f"https://cdn.example.com/{in_bucket['bucket']}/")
     assert "X-Amz-Algorithm=AWS4-HMAC-SHA256" in url
     assert "X-Amz-Expires=300" in url
     assert "secret-canary" not in url
@@ -171,8 +176,8 @@ async def test_urls_are_signed_for_the_public_endpoint_with_version_4(service: S
 # ---- uploads
 
 
-async def test_a_large_upload_goes_on_in_another_replica_at_any_byte(service: S3Service) -> None:
-    settings = options(service, chunksize=5 * MIB)
+async def test_a_large_upload_goes_on_in_another_replica_at_any_byte(in_bucket: dict[str, object]) -> None:
+    settings = options(in_bucket, chunksize=5 * MIB)
     data = bytes(range(256)) * (23 * MIB // 256) + b"tail"
     async with S3Driver.open_bucket(settings) as first, S3Driver.open_bucket(settings) as second:
         async with first.open_upload("uploads/1/data", "blob") as upload:
@@ -191,8 +196,8 @@ async def test_a_large_upload_goes_on_in_another_replica_at_any_byte(service: S3
         assert await first.expire_uploads(older_than=time.time() + 3600, dry_run=True) == 0
 
 
-async def test_what_another_replica_sent_is_not_overwritten(service: S3Service) -> None:
-    settings = options(service, chunksize=5 * MIB)
+async def test_what_another_replica_sent_is_not_overwritten(in_bucket: dict[str, object]) -> None:
+    settings = options(in_bucket, chunksize=5 * MIB)
     async with S3Driver.open_bucket(settings) as first, S3Driver.open_bucket(settings) as second:
         async with first.open_upload("uploads/1/data") as upload:
             await upload.write(b"1" * 5 * MIB)
@@ -209,8 +214,8 @@ async def test_what_another_replica_sent_is_not_overwritten(service: S3Service) 
         assert await first.read("blob", limit=10 * MIB) == b"1" * 5 * MIB + b"2" * 5 * MIB
 
 
-async def test_an_announced_upload_is_committed_nowhere_else(service: S3Service) -> None:
-    async with S3Driver.open_bucket(options(service, chunksize=5 * MIB)) as driver:
+async def test_an_announced_upload_is_committed_nowhere_else(in_bucket: dict[str, object]) -> None:
+    async with S3Driver.open_bucket(options(in_bucket, chunksize=5 * MIB)) as driver:
         async with driver.open_upload("uploads/1/data", "blob") as upload:
             await upload.write(b"x" * 6 * MIB)
             with pytest.raises(UploadGone, match="announced for another key"):
@@ -220,8 +225,8 @@ async def test_an_announced_upload_is_committed_nowhere_else(service: S3Service)
         assert await driver.expire_uploads(older_than=time.time() + 3600, dry_run=True) == 0
 
 
-async def test_a_commit_that_was_cut_off_before_its_copy_is_taken_up(service: S3Service) -> None:
-    settings = options(service, chunksize=5 * MIB)
+async def test_a_commit_that_was_cut_off_before_its_copy_is_taken_up(in_bucket: dict[str, object]) -> None:
+    settings = options(in_bucket, chunksize=5 * MIB)
     async with S3Driver.open_bucket(settings) as driver:
         async with driver.open_upload("uploads/1/data") as upload:
             await upload.write(b"x" * 6 * MIB)
@@ -235,8 +240,8 @@ async def test_a_commit_that_was_cut_off_before_its_copy_is_taken_up(service: S3
         assert [entry.key for entry in (await driver.list("")).entries] == ["blob"]
 
 
-async def test_a_copy_in_parts_is_whole(service: S3Service) -> None:
-    settings = options(service, multipartcopychunksize=5 * MIB, multipartcopythresholdsize=5 * MIB)
+async def test_a_copy_in_parts_is_whole(in_bucket: dict[str, object]) -> None:
+    settings = options(in_bucket, multipartcopychunksize=5 * MIB, multipartcopythresholdsize=5 * MIB)
     data = bytes(range(256)) * (17 * MIB // 256) + b"tail"
     async with S3Driver.open_bucket(settings) as driver:
         await driver.write("a", data)
@@ -244,8 +249,8 @@ async def test_a_copy_in_parts_is_whole(service: S3Service) -> None:
         assert await driver.read("b", limit=len(data)) == data
 
 
-async def test_abandoned_uploads_are_found_by_their_age(service: S3Service) -> None:
-    async with S3Driver.open_bucket(options(service, chunksize=5 * MIB)) as driver:
+async def test_abandoned_uploads_are_found_by_their_age(in_bucket: dict[str, object]) -> None:
+    async with S3Driver.open_bucket(options(in_bucket, chunksize=5 * MIB)) as driver:
         async with driver.open_upload("uploads/1/data") as upload:
             await upload.write(b"x" * 6 * MIB)
             token = await upload.suspend()
@@ -253,14 +258,14 @@ async def test_abandoned_uploads_are_found_by_their_age(service: S3Service) -> N
         assert await driver.expire_uploads(older_than=time.time() + 3600, dry_run=True) == 1
         assert await driver.expire_uploads(older_than=time.time() + 3600, dry_run=False) == 1
         assert await driver.expire_uploads(older_than=time.time() + 3600, dry_run=False) == 0
-    async with S3Driver.open_bucket(options(service)) as driver:
+    async with S3Driver.open_bucket(options(in_bucket)) as driver:
         with pytest.raises(UploadGone):
             async with driver.resume_upload(token, 6 * MIB):
                 pytest.fail("it went on")
 
 
-async def test_a_cancelled_write_leaves_no_upload(service: S3Service) -> None:
-    async with S3Driver.open_bucket(options(service, chunksize=5 * MIB)) as driver:
+async def test_a_cancelled_write_leaves_no_upload(in_bucket: dict[str, object]) -> None:
+    async with S3Driver.open_bucket(options(in_bucket, chunksize=5 * MIB)) as driver:
 
         class Endless:
             def __aiter__(self) -> "Endless":
@@ -281,9 +286,9 @@ async def test_a_cancelled_write_leaves_no_upload(service: S3Service) -> None:
 # ---- reading
 
 
-async def test_a_large_object_is_read_by_ranges_of_one_version(service: S3Service) -> None:
+async def test_a_large_object_is_read_by_ranges_of_one_version(in_bucket: dict[str, object]) -> None:
     data = bytes(range(256)) * (40 * MIB // 256) + b"end"
-    async with S3Driver.open_bucket(options(service)) as driver:
+    async with S3Driver.open_bucket(options(in_bucket)) as driver:
         await driver.write("a", data)
         for start, stop in ((0, None), (1, None), (9 * MIB, 31 * MIB), (len(data) - 3, None), (len(data), None)):
             async with driver.open("a", start, stop) as reader:
