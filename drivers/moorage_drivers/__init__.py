@@ -5,13 +5,14 @@ This module is the plugin; a driver's own module is imported when a configuratio
 
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from moorage import ConfigurationError, Driver, DriverFactory, MemoryDriver, NoOptions, hookimpl
 
-from ._retry import RETRY, RetryLayer, RetryOptions
-from ._s3_options import S3Options
+if TYPE_CHECKING:
+    from ._s3_options import S3Options
 
 
 class FilesystemOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,9 +49,10 @@ async def _open_memory(options: NoOptions) -> AsyncGenerator[Driver]:
 
 
 @asynccontextmanager
-async def _open_s3(options: S3Options) -> AsyncGenerator[Driver]:
+async def _open_s3(options: "S3Options") -> AsyncGenerator[Driver]:
     with _needing("s3"):
         from .s3 import S3Driver
+    from ._retry import RetryLayer, RetryOptions
 
     async with S3Driver.open_bucket(options) as driver:
         yield RetryLayer(driver, RetryOptions())
@@ -69,6 +71,8 @@ def _needing(extra: str) -> Generator[None]:
 @hookimpl
 def register_drivers() -> Mapping[str, object]:
     """Offer the drivers of this package."""
+    from ._s3_options import S3Options
+
     return {
         "filesystem": DriverFactory(FilesystemOptions, _open_filesystem, open_to_look=_look_at_filesystem),
         "inmemory": DriverFactory(NoOptions, _open_memory, shared=False),
@@ -80,4 +84,6 @@ def register_drivers() -> Mapping[str, object]:
 @hookimpl
 def register_storage_middleware() -> Mapping[str, object]:
     """Offer the drivers around drivers of this package."""
+    from ._retry import RETRY
+
     return {"retry": RETRY}

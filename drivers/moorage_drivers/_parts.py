@@ -11,10 +11,13 @@ from functools import partial
 
 import trio
 
+from moorage import StoreUnavailable
+
 from ._retry import RetryOptions, retried
 
 _FIRST = 1 << 20
 _AGAIN = RetryOptions()
+_SEND_SECONDS = 60.0
 
 
 class ByteBudget:
@@ -203,10 +206,16 @@ class PartWriter:
 
     async def _send_part(self, number: int, data: bytes, first: int, further: int) -> None:
         try:
-            async with self._limit, self._budgets.requests:
-                if self._failure is None:
-                    # A part that is sent twice under its number is the same part.
-                    await retried(_AGAIN, partial(self._send, number, data))
+            # Shielded: what arrived from a client that left is kept, and an aborted upload gets no part after that.
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _SEND_SECONDS) as scope:
+                async with self._limit, self._budgets.requests:
+                    if self._failure is None:
+                        # A part that is sent twice under its number is the same part.
+                        await retried(_AGAIN, partial(self._send, number, data))
+            if scope.cancelled_caught:
+                self._failure = StoreUnavailable(
+                    f"a part was not sent within {_SEND_SECONDS:g} s", driver="parts", operation="upload"
+                )
         except Exception as error:  # noqa: BLE001 - raised to whoever writes next
             self._failure = error
         finally:

@@ -421,9 +421,11 @@ class S3Driver(Driver):
             if delimiter:
                 parameters["Delimiter"] = delimiter
             if after:
-                # What is below a folded prefix was listed by it.
+                # What is below a folded prefix was listed by it; `prefix` itself is where all begins.
                 parameters["StartAfter"] = (
-                    self._root + after + (_BEYOND_ALL if delimiter and after.endswith("/") else "")
+                    self._root
+                    + after
+                    + (_BEYOND_ALL if delimiter and after.endswith("/") and len(after) > len(prefix) else "")
                 )
             reply = await self.ask("list_objects_v2", "list", prefix, **parameters)
             page = [self._entry(each) for each in _items(reply, "Contents")]

@@ -225,7 +225,9 @@ def distribution(root: Path, *, file: Path | None = None, port: int | None = Non
     port = port or free_port()
     if file is None:
         file = write_configuration(root.with_name(f"{root.name}-distribution-{port}.yml"), configuration(root, port))
-    with _running(["docker-registry", "serve", str(file)], port, file.with_suffix(".log")) as server:
+    # Its SDK does not start with a bundle of certificates that others on this machine may want.
+    environment = {"AWS_CA_BUNDLE": ""}
+    with _running(["docker-registry", "serve", str(file)], port, file.with_suffix(".log"), environment) as server:
         yield server
 
 

@@ -56,7 +56,14 @@ async def a_list_gives_what_is_there_in_byte_order(store: Store) -> None:
         written -= set(gone)
         for _ in range(20):
             prefix, delimiter = _folder(chosen, 2), chosen.choice(["", "/"])
-            after = chosen.choice(["", _folder(chosen, 2), _folder(chosen, 2) + "link", *gone, *sorted(written)[:3]])
+            after = chosen.choice([
+                "",
+                prefix,
+                _folder(chosen, 2),
+                _folder(chosen, 2) + "link",
+                *gone,
+                *sorted(written)[:3],
+            ])
             limit = chosen.choice([1, 2, 3, 1000])
             wanted = [key for key in listed(written, prefix, delimiter) if key > after]
             found = await _paged(driver, prefix, after, delimiter, limit)
