@@ -529,9 +529,15 @@ class _Held:
         self.saved = (state, version)
 
     async def _offset_now(self) -> int:
-        """Return what another request has acknowledged meanwhile."""
+        """Return what another request has acknowledged meanwhile.
+
+        Raises:
+            UploadUnknown: it has ended the session.
+        """
         try:
             return _states.decode(await self._driver.read(self._session + "state", limit=_STATE_LIMIT)).offset
+        except KeyUnknown:
+            raise UploadUnknown("there is no such upload", detail={"upload": self._upload_id}) from None
         except (DriverError, msgspec.MsgspecError):
             return self._state.offset
 
@@ -540,7 +546,7 @@ class _Held:
             return
         try:
             await self._save()
-        except (DriverError, UploadOutOfOrder) as error:
+        except (DriverError, UploadOutOfOrder, UploadUnknown) as error:
             # Nobody is waiting for this answer; the session stays at what was acknowledged before.
             _log.warning("upload %s: what arrived could not be kept: %s", self._upload_id, error)
 

@@ -49,7 +49,8 @@ def distribution_in_bucket(tmp_path: Path, settings: dict[str, object]) -> Gener
 
 
 async def test_every_clause_of_the_specification_holds_in_a_bucket(tmp_path: Path, settings: dict[str, object]) -> None:
-    with in_bucket(tmp_path, settings, workers=2) as server:
+    # One worker: another one may learn only from the service that an upload was aborted, and of that moto makes a 500.
+    with in_bucket(tmp_path, settings) as server:
         report = await check_registry(server.url)
     assert len(report.results) == len(CASES)
     wrong = [

@@ -93,6 +93,12 @@ class LoopbackHandler(BaseHTTPRequestHandler):
             setattr(self, f"do_{self.command}", self.reply)
         return parsed
 
+    def handle_expect_100(self) -> bool:
+        """Tell the client to go on at once: it waits for that, and what is written is buffered."""
+        going_on = super().handle_expect_100()
+        self.wfile.flush()
+        return going_on
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the name that http.server gave it
         """Write nothing: what was asked is recorded, not logged."""
 
