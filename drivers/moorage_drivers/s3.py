@@ -15,7 +15,7 @@ import random
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import Protocol, cast
 
@@ -739,6 +739,9 @@ class S3Upload(Upload):
 
     async def abort(self) -> None:
         """End the upload and free what the service holds."""
+        # Parts under way would lie there for ever; what becomes of them is of no interest any more.
+        with suppress(DriverError):
+            await self.writer.drain()
         if self._id is not None and not self._whole:
             await self._driver.abort(self._token.key, self._driver.at(self._target), self._id)
         elif self._whole and self._token.destination is None:

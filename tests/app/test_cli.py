@@ -384,7 +384,10 @@ def test_what_is_installed_is_listed() -> None:
         assert word in done.stdout
     records = json.loads(run("plugins", "--json").stdout)
     drivers = next(record for record in records if record["name"] == "drivers")
-    assert drivers["registers"] == {"register_drivers": ["filesystem", "inmemory"]}
+    assert drivers["registers"] == {
+        "register_drivers": ["filesystem", "inmemory", "s3", "s3aws"],
+        "register_storage_middleware": ["retry"],
+    }
     assert (drivers["distribution"], drivers["error"]) == ("moorage", None)
 
 

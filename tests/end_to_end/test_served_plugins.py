@@ -206,7 +206,7 @@ def test_calls_of_plugins_are_logged_where_the_environment_asks(tmp_path: Path) 
     assert {line["level"] for line in traced} == {"info"}
     events = [str(line["event"]).rpartition(" after ")[0] for line in traced]
     for event in (
-        "register_drivers of drivers returned ['filesystem', 'inmemory']",
+        "register_drivers of drivers returned ['filesystem', 'inmemory', 's3', 's3aws']",
         "opening of the driver filesystem of drivers returned",
         "opening of the middleware deletes of middleware returned",
         "validate_manifest of seen returned ['one']",
@@ -215,7 +215,7 @@ def test_calls_of_plugins_are_logged_where_the_environment_asks(tmp_path: Path) 
     ):
         assert event in events
     # Each hook of the start is called once.
-    assert events.count("register_drivers of drivers returned ['filesystem', 'inmemory']") == 1
+    assert events.count("register_drivers of drivers returned ['filesystem', 'inmemory', 's3', 's3aws']") == 1
 
 
 def test_nothing_is_traced_unless_somebody_asks(tmp_path: Path) -> None:
