@@ -5,13 +5,13 @@ allows it now; nobody waits for that budget, so nobody can be kept waiting by a 
 of the object.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 
 import msgspec
 import trio
 
-from moorage import DriverError, Reader, Stat, StoreUnavailable
+from moorage import DriverError, RangeUnsatisfiable, Reader, Stat, StoreUnavailable
 
 from ._parts import ByteBudget
 
@@ -74,15 +74,39 @@ class _Ranges(msgspec.Struct, frozen=True):
 
 @asynccontextmanager
 async def open_by_ranges(
-    open_range: OpenRange, start: int, stop: int | None, *, budget: ByteBudget, driver: str
+    open_range: OpenRange,
+    stat_object: Callable[[], Awaitable[Stat]],
+    start: int,
+    stop: int | None,
+    *,
+    budget: ByteBudget,
+    driver: str,
 ) -> AsyncGenerator[Reader]:
     """Open the bytes of an object from `start` to `stop` by one request, and by more only if it is larger than 8 MiB.
 
+    Args:
+        open_range: opens a range; raises RangeUnsatisfiable where it begins at the end of the object or behind it.
+        stat_object: says what is known of the object; asked where a range is empty, which is none to a service.
+        start: where to begin.
+        stop: where to stop; None for the end.
+        budget: what is fetched ahead is held on its account.
+        driver: for errors.
+
     Raises (on entering, or while reading):
-        DriverError: what `open_range` raises.
+        DriverError: what `open_range` and `stat_object` raise.
     """
     wanted = start + RANGE if stop is None else min(stop, start + RANGE)
-    async with open_range(start, wanted, None) as (stat, chunks):
+    async with AsyncExitStack() as stack:
+        try:
+            if wanted <= start:
+                raise RangeUnsatisfiable("it is empty", driver=driver, operation="open")
+            stat, chunks = await stack.enter_async_context(open_range(start, wanted, None))
+        except RangeUnsatisfiable:
+            stat = await stat_object()
+            if start > stat.size:
+                raise RangeUnsatisfiable("it ends before", driver=driver, operation="open", key=stat.key) from None
+            yield Reader(stat, _nothing())
+            return
         end = stat.size if stop is None else min(stop, stat.size)
         ranges = _Ranges(open_range, stat, end, driver)
         if end <= wanted:
@@ -156,3 +180,10 @@ async def _ahead(
             budget.give(RANGE)
     finally:
         budget.give(held)
+
+
+async def _nothing() -> AsyncGenerator[bytes]:
+    await trio.lowlevel.checkpoint()
+    none: tuple[bytes, ...] = ()
+    for chunk in none:
+        yield chunk

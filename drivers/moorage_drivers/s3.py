@@ -163,13 +163,14 @@ class S3Driver(Driver):
             public = msgspec.structs.replace(options, regionendpoint=options.redirectendpoint)
             filesystems.append(await trio.to_thread.run_sync(partial(_filesystem, bridge, public)))
         try:
-            for filesystem in filesystems:
-                clients.append(await bridge.run(filesystem.set_session))  # noqa: PERF401 - what was made is closed
+            try:
+                for filesystem in filesystems:
+                    clients.append(await bridge.run(filesystem.set_session))  # noqa: PERF401 - what was made is closed
+            except (BotoCoreError, ValueError) as error:
+                raise ConfigurationError(f"the client cannot be made: {error}") from error
             driver = cls(bridge, clients[0], clients[-1], options)
             await driver.ask("list_objects_v2", "list", Prefix=options.root, MaxKeys=1)
             yield driver
-        except (BotoCoreError, ValueError) as error:
-            raise ConfigurationError(f"the client cannot be made: {error}") from error
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_SECONDS):
                 for client in clients:
@@ -196,9 +197,7 @@ class S3Driver(Driver):
                 key,
                 parameters,
             )
-        except TimeoutError as error:
-            raise self._failed(error, verb, key) from error
-        except ConnectionError as error:
+        except (TimeoutError, ConnectionError) as error:
             raise self._failed(error, verb, key) from error
 
     async def _request(self, operation: str, verb: DriverVerb, key: str, parameters: Mapping[str, object]) -> Reply:
@@ -274,18 +273,10 @@ class S3Driver(Driver):
             async with self._stream(key, name, first, last, version) as opened:
                 yield opened
 
-        if stop is not None and stop <= start:
-            stat = await self.stat(key)
-            if start > stat.size:
-                raise RangeUnsatisfiable("it ends before", driver=self.name, operation="open", key=key)
-            yield Reader(stat, _nothing())
-            return
-        try:
-            async with open_by_ranges(open_range, start, stop, budget=self._read_budget, driver=self.name) as reader:
-                yield reader
-        except _AtTheEnd as end:
-            # A range that begins at the very end is none to the service, and an empty one here.
-            yield Reader(end.stat, _nothing())
+        async with open_by_ranges(
+            open_range, partial(self.stat, key), start, stop, budget=self._read_budget, driver=self.name
+        ) as reader:
+            yield reader
 
     @asynccontextmanager
     async def _stream(
@@ -313,11 +304,6 @@ class S3Driver(Driver):
                 aclosing(self._read(chunks, key)) as pieces,
             ):
                 yield stat, pieces
-        except RangeUnsatisfiable:
-            stat = await self.stat(key)
-            if first == stat.size:
-                raise _AtTheEnd(stat) from None
-            raise
         except ConditionFailed:
             raise StoreUnavailable(
                 "it was replaced while it was read", driver=self.name, operation="open", key=key
@@ -753,14 +739,6 @@ class S3Upload(Upload):
         return UploadGone(what, driver=self._driver.name, operation="upload", key=self._token.key)
 
 
-class _AtTheEnd(Exception):
-    """A range begins at the very end of an object."""
-
-    def __init__(self, stat: Stat) -> None:
-        super().__init__(stat.key)
-        self.stat = stat
-
-
 def _filesystem(bridge: Bridge, options: S3Options) -> _Filesystem:
     """Return s3fs's filesystem for `options`, with the client not yet made."""
     to_aws = options.endpoint is None
@@ -822,13 +800,6 @@ async def _leave(client: object) -> None:
     leave = cast("Callable[..., Awaitable[None]] | None", getattr(client, "__aexit__", None))
     if leave is not None:
         await leave(None, None, None)
-
-
-async def _nothing() -> AsyncGenerator[bytes]:
-    await trio.lowlevel.checkpoint()
-    none: tuple[bytes, ...] = ()
-    for chunk in none:
-        yield chunk
 
 
 def _retry_after(answer: Mapping[str, Mapping[str, object]]) -> float | None:

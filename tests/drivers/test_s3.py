@@ -27,7 +27,9 @@ from services import S3Service
 MIB = 1 << 20
 
 FAULTS = {
-    "moto": {},
+    "moto": {
+        "one_of_many_replaces_what_it_has_seen": "its look at If-Match is not one step with what it allows",
+    },
     "ministack": {
         "one_of_many_replaces_what_it_has_seen": "a delete with If-Match is not one step with its look",
     },
