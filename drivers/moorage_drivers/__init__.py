@@ -1,4 +1,4 @@
-"""Storage drivers that come with Moorage: `filesystem`, `inmemory`, `s3`.
+"""Storage drivers that come with Moorage: `filesystem`, `inmemory`, `s3`, `azure`.
 
 This module is the plugin; a driver's own module is imported when a configuration uses it.
 """
@@ -12,6 +12,7 @@ import msgspec
 from moorage import ConfigurationError, Driver, DriverFactory, MemoryDriver, NoOptions, hookimpl
 
 if TYPE_CHECKING:
+    from ._azure_options import AzureOptions
     from ._s3_options import S3Options
 
 
@@ -58,6 +59,16 @@ async def _open_s3(options: "S3Options") -> AsyncGenerator[Driver]:
         yield RetryLayer(driver, RetryOptions())
 
 
+@asynccontextmanager
+async def _open_azure(options: "AzureOptions") -> AsyncGenerator[Driver]:
+    with _needing("azure"):
+        from .azure import AzureDriver
+    from ._retry import RetryLayer, RetryOptions
+
+    async with AzureDriver.open_container(options) as driver:
+        yield RetryLayer(driver, RetryOptions())
+
+
 @contextmanager
 def _needing(extra: str) -> Generator[None]:
     """Say what to install where a library is missing."""
@@ -71,9 +82,11 @@ def _needing(extra: str) -> Generator[None]:
 @hookimpl
 def register_drivers() -> Mapping[str, object]:
     """Offer the drivers of this package."""
+    from ._azure_options import AzureOptions
     from ._s3_options import S3Options
 
     return {
+        "azure": DriverFactory(AzureOptions, _open_azure),
         "filesystem": DriverFactory(FilesystemOptions, _open_filesystem, open_to_look=_look_at_filesystem),
         "inmemory": DriverFactory(NoOptions, _open_memory, shared=False),
         "s3": DriverFactory(S3Options, _open_s3),

@@ -43,6 +43,10 @@ class S3Service:
         return name
 
 
+# Known to everybody: it is the one that all of Azure's emulators have.
+AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+
+
 @dataclass(frozen=True)
 class AzureService:
     """A stand-in for Azure's blob storage; `url` ends with the account's name."""
@@ -50,8 +54,7 @@ class AzureService:
     url: str
     port: int
     account: str = "devstoreaccount1"
-    # Known to everybody: it is the one that all of Azure's emulators have.
-    key: str = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+    key: str = AZURITE_KEY
 
     @property
     def connection_string(self) -> str:
