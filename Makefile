@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Tests wait for servers more than they compute, so more run at once than most machines have cores.
+JOBS ?= 4
 # What the tests drive besides Python packages: programs, each with Debian's name for its package where that is another.
 TEST_TOOLS := skopeo podman buildah umoci docker-registry redis-server sshd:openssh-server npm
 # What npm installs for the tests.
@@ -13,7 +15,7 @@ serve: $(VENV)/.moorage
 	$(BIN)/moorage serve ./data
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 A driver has five methods of its own; all others have defaults made of these. What the words mean:
 
 - A **key** is `component/component/…`: letters, digits and `._:@+=-`, no `.` or `..`, a component at most 255 bytes, a
-  key at most 1,024. No key is a directory of another; stores that have files refuse it. Order is that of the key's bytes.
+  key at most 900: services take 1,024, and a root folder comes before. No key is a directory of another; stores that have files refuse it. Order is that of the key's bytes.
 - **Absent or complete**: nobody ever reads a part of what a `write` or a `commit` puts there, whatever is cancelled,
   killed or full. A write replaces, unless it has a condition; of several writers with the same condition one wins.
 - **Durable**: when a `write` or `commit` returns, a loss of power does not undo it; with `durable=False` only a death
@@ -25,7 +25,7 @@ import trio
 
 from ._errors import KeyInvalid, KeyUnknown, StoreUnavailable, UploadGone
 
-KEY_LIMIT = 1024
+KEY_LIMIT = 900
 COMPONENT_LIMIT = 255
 
 _KEY = re.compile(r"[A-Za-z0-9._:@+=-]+(?:/[A-Za-z0-9._:@+=-]+)*", re.ASCII)

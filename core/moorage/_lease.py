@@ -50,7 +50,14 @@ async def hold_by_lease(driver: Driver, name: str) -> AsyncGenerator[bool]:
     key = _PREFIX + quote(name, safe="").replace("%", "=").replace("~", "=7E")
     holder = secrets.token_hex(8)
     began = trio.current_time()
-    if not await _take(driver, key, holder):
+    try:
+        taken = await _take(driver, key, holder)
+    except trio.Cancelled:
+        # It may be ours all the same.
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _RELEASE_SECONDS):
+            await _release(driver, key, holder)
+        raise
+    if not taken:
         yield False
         return
     lost = False

@@ -1,4 +1,4 @@
-"""Storage drivers that come with Moorage: `filesystem`, `inmemory`, `s3`, `azure`.
+"""Storage drivers that come with Moorage: `filesystem`, `inmemory`, `s3`, `gcs`, `azure`.
 
 This module is the plugin; a driver's own module is imported when a configuration uses it.
 """
@@ -13,6 +13,7 @@ from moorage import ConfigurationError, Driver, DriverFactory, MemoryDriver, NoO
 
 if TYPE_CHECKING:
     from ._azure_options import AzureOptions
+    from ._gcs_options import GCSOptions
     from ._s3_options import S3Options
 
 
@@ -69,6 +70,16 @@ async def _open_azure(options: "AzureOptions") -> AsyncGenerator[Driver]:
         yield RetryLayer(driver, RetryOptions())
 
 
+@asynccontextmanager
+async def _open_gcs(options: "GCSOptions") -> AsyncGenerator[Driver]:
+    with _needing("gcs"):
+        from .gcs import GCSDriver
+    from ._retry import RetryLayer, RetryOptions
+
+    async with GCSDriver.open_bucket(options) as driver:
+        yield RetryLayer(driver, RetryOptions())
+
+
 @contextmanager
 def _needing(extra: str) -> Generator[None]:
     """Say what to install where a library is missing."""
@@ -83,11 +94,13 @@ def _needing(extra: str) -> Generator[None]:
 def register_drivers() -> Mapping[str, object]:
     """Offer the drivers of this package."""
     from ._azure_options import AzureOptions
+    from ._gcs_options import GCSOptions
     from ._s3_options import S3Options
 
     return {
         "azure": DriverFactory(AzureOptions, _open_azure),
         "filesystem": DriverFactory(FilesystemOptions, _open_filesystem, open_to_look=_look_at_filesystem),
+        "gcs": DriverFactory(GCSOptions, _open_gcs),
         "inmemory": DriverFactory(NoOptions, _open_memory, shared=False),
         "s3": DriverFactory(S3Options, _open_s3),
         "s3aws": DriverFactory(S3Options, _open_s3),

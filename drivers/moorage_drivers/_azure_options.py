@@ -6,7 +6,7 @@ import msgspec
 
 from moorage import ConfigurationError
 
-from ._values import Flag, Seconds, Whole
+from ._values import ROOT_LIMIT, Flag, Seconds, Whole
 
 _MIB = 1 << 20
 _BLOCK_MAXIMUM = 4000 * _MIB
@@ -155,6 +155,7 @@ class AzureOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
                 and (not self.redirectendpoint.startswith(("http://", "https://")) or "?" in self.redirectendpoint),
                 "redirectendpoint: is a URL with http or https, without a query",
             ),
+            (len(self.root) > ROOT_LIMIT, f"rootdirectory: at most {ROOT_LIMIT} characters"),
             (self.redirectlifetime > 24 * 3600, "redirectlifetime: at most 24 hours"),
             (self.max_retries is not None and self.max_retries < -1, "max_retries: -1 or more"),
             (bool(self.cacert) and bool(self.skipverify), "cacert, skipverify: one excludes the other"),

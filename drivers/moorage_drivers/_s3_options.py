@@ -6,7 +6,7 @@ import msgspec
 
 from moorage import ConfigurationError
 
-from ._values import Flag, Seconds, Whole
+from ._values import ROOT_LIMIT, Flag, Seconds, Whole
 
 _MIB = 1 << 20
 _PART_MINIMUM = 5 * _MIB
@@ -182,6 +182,7 @@ class S3Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
                 ),
                 "redirectendpoint: is a scheme and a host, nothing more",
             ),
+            (len(self.root) > ROOT_LIMIT, f"rootdirectory: at most {ROOT_LIMIT} characters"),
             (self.redirectlifetime > 7 * 24 * 3600, "redirectlifetime: at most 7 days"),
         )
         for wrong, problem in checks:

@@ -3,6 +3,9 @@
 import re
 from typing import ClassVar, Self
 
+ROOT_LIMIT = 124
+"""How many characters may come before a key in the name of an object: services take names of 1,024, a key has up to 900."""
+
 _TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h)", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _TRUE = frozenset({"true", "1", "t"})

@@ -4,16 +4,16 @@
   use for, and takes none of the settings that bound a request.
 - **Atomic**: a blob is there when its one request, or the request that lists its blocks, was answered. Conditions are
   the service's (`If-None-Match`, `If-Match`).
-- **Uploads** are in `_azure_upload`. What nobody ended, the service drops after a week.
+- **Uploads** are blocks at a name of their own, and are copied inside the service when they are committed: blocks that
+  are in no list yet belong to a blob's *name*, so a commit, or a put, by anybody throws away all that are not its own.
+  What nobody ended, the service drops after a week.
 - What distribution wrote are append blobs: they are read like others, and replaced by being removed first.
 """
 
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 
-import msgspec
 import trio
 from azure.core import MatchConditions
 from azure.storage.blob import BlobBlock, ContentSettings
@@ -42,8 +42,8 @@ from moorage import (
 
 from ._azure_client import NAME, AzureClient, Block, Listed, WrongBlobType, conditions, open_container
 from ._azure_options import AzureOptions
-from ._azure_upload import AzureUpload, Run, Token, new_mark
-from ._parts import Budgets, ByteBudget, open_part_writer
+from ._blocks import Blocks, Token, in_pieces
+from ._parts import Budgets, ByteBudget
 from ._reading import open_by_ranges
 
 _READ_MEMORY = 128 << 20
@@ -52,14 +52,11 @@ _DELETES_AT_ONCE = 16
 _ABORT_SECONDS = 30.0
 _COPY_SECONDS = 600.0
 _COPY_PAUSE_MAXIMUM = 2.0
-_KNOWN_RUNS = 1024
 _BEYOND_ALL = "~"
 """Comes after every character that a key may have."""
 _PLAIN = ContentSettings(content_type="application/octet-stream")
 
 _SOURCE_UNCHANGED = {"source_match_condition": MatchConditions.IfNotModified}
-
-_tokens = msgspec.json.Decoder(Token)
 
 
 class AzureDriver(Driver):
@@ -73,11 +70,9 @@ class AzureDriver(Driver):
         self._client = client
         self._options = client.options
         self._root = client.options.root
-        self._budgets = Budgets(
-            memory=self._options.uploadmemory, at_once=max(4, int(self._options.maxconnections) // 2)
-        )
+        budgets = Budgets(memory=self._options.uploadmemory, at_once=max(4, int(self._options.maxconnections) // 2))
+        self._blocks = Blocks(self, budgets, self._block_size)
         self._read_budget = ByteBudget(_READ_MEMORY)
-        self._sent: OrderedDict[str, int] = OrderedDict()
 
     @classmethod
     @asynccontextmanager
@@ -130,10 +125,10 @@ class AzureDriver(Driver):
         if isinstance(chunks, bytes) and len(chunks) <= self._options.chunksize:
             return await self.put(key, chunks, condition)
         async with (
-            self._upload(Token(key=check_key(key, driver=self.name))) as upload,
-            aclosing(_pieces(chunks, self._options.chunksize)) as pieces,
+            self._blocks.open(check_key(key, driver=self.name)) as upload,
+            aclosing(in_pieces(chunks, self._options.chunksize)) as cut,
         ):
-            async for chunk in pieces:
+            async for chunk in cut:
                 await upload.write(chunk)
             # Blocks of a write that fails are dropped by the service: to drop them here would take the blob with them.
             try:
@@ -248,7 +243,7 @@ class AzureDriver(Driver):
                 lambda: target.start_copy_from_url(origin.url, **conditions(condition), **pinned),
             )
         except KeyUnknown:
-            if isinstance(condition, Unchanged) and await self.size_of(source) is not None:
+            if isinstance(condition, Unchanged) and await self._size_of(source) is not None:
                 raise ConditionFailed("it is gone", driver=self.name, operation="copy", key=destination) from None
             raise
         if reply["copy_status"] == "success":
@@ -304,83 +299,55 @@ class AzureDriver(Driver):
         """Begin an upload; nothing is sent before it has a whole block."""
         del destination
         await trio.lowlevel.checkpoint()
-        async with self._upload(Token(key=check_key(key, driver=self.name))) as upload:
+        async with self._blocks.open(check_key(key, driver=self.name)) as upload:
             yield upload
 
     @asynccontextmanager
     async def resume_upload(self, token: bytes, offset: int) -> AsyncGenerator[Upload]:
         """Go on with an upload at `offset`."""
-        await trio.lowlevel.checkpoint()
-        try:
-            held = _tokens.decode(token)
-        except msgspec.MsgspecError:
-            raise UploadGone("not a token of this driver", driver=self.name, operation="upload") from None
-        if held.size != offset:
-            raise UploadGone(
-                f"it has {held.size} bytes, not {offset}", driver=self.name, operation="upload", key=held.key
-            )
-        async with self._upload(held, whole=await self._is_whole(held)) as upload:
-            yield upload
-
-    @asynccontextmanager
-    async def _upload(self, token: Token, *, whole: bool = False) -> AsyncGenerator[AzureUpload]:
-        last = token.runs[-1] if token.runs else None
-        number = last.last + 1 if last else 1
-        own = last is not None and self._sent.get(last.mark) == last.last
-        mark = last.mark if last is not None and own else new_mark()
-        if last is not None and own:
-            # Whoever opens the same token once more must not send blocks of these names.
-            del self._sent[last.mark]
-        upload = AzureUpload(self, token, mark, whole=whole)
-        async with open_part_writer(
-            self._budgets, upload.send, part_size=self._block_size, next_part=number, buffered=token.tail
-        ) as writer:
-            upload.writer = writer
+        async with self._blocks.resume(token, offset) as upload:
             yield upload
 
     def _block_size(self, number: int) -> int:
         """Return the size of the block of a number: small ones first, so that 50,000 make 3 TiB and more."""
         return min(int(self._options.chunksize) * (1 if number <= 10_000 else 10), 4000 << 20)
 
-    async def _is_whole(self, token: Token) -> bool:
-        """Return whether the blocks of a token have become a blob already.
-
-        Raises:
-            UploadGone: the service does not hold what the token says.
-        """
-        if not token.runs or self._sent.get(token.runs[-1].mark) == token.runs[-1].last:
-            return False
-        blob = self._client.blob(self.at(token.key))
-        staged: Sequence[Block] = ()
-        with suppress(KeyUnknown):
-            _, staged = await self._client.ask("upload", token.key, partial(blob.get_block_list, "uncommitted"))
-        held = {block.id: block.size for block in staged}
-        blocks = token.blocks
-        if all(block in held for block in blocks) and sum(held[block] for block in blocks) == token.in_blocks:
-            return False
-        if await self.size_of(token.key) == token.size:
-            return True
-        raise UploadGone("the service holds other blocks", driver=self.name, operation="upload", key=token.key)
-
-    def remember(self, run: Run) -> None:
-        """Keep in mind what this process has sent, so that the service need not be asked for it."""
-        self._sent[run.mark] = run.last
-        while len(self._sent) > _KNOWN_RUNS:
-            self._sent.popitem(last=False)
-
-    def forget(self, run: Run) -> None:
-        """Ask the service again what it holds of an upload."""
-        self._sent.pop(run.mark, None)
-
     async def stage(self, key: str, block: str, data: bytes) -> None:
         """Send one block to the name of `key`."""
         blob = self._client.blob(self.at(key))
         await self._client.ask("upload", key, partial(blob.stage_block, block, data, len(data)))
 
-    async def commit_blocks(self, key: str, blocks: Sequence[str], condition: Condition | None) -> str:
+    async def holds(self, token: Token) -> bool:
+        """Return whether the service has the blocks of an upload, or has made a blob of them."""
+        blob = self._client.blob(self.at(token.key))
+        staged: Sequence[Block] = ()
+        with suppress(KeyUnknown):
+            _, staged = await self._client.ask("upload", token.key, partial(blob.get_block_list, "uncommitted"))
+        held = {block.id: block.size for block in staged}
+        names = token.blocks
+        if all(name in held for name in names) and sum(held[name] for name in names) == token.in_blocks:
+            return True
+        return await self._size_of(token.key) == token.in_blocks
+
+    async def join(self, token: Token, destination: str, condition: Condition | None) -> str | None:
+        """Make a blob of blocks; of an upload that has a name of its own, copy it to where it belongs."""
+        if token.key == destination:
+            return await self._list_blocks(token, condition)
+        try:
+            await self._list_blocks(token, None)
+        except UploadGone:
+            # Done before, by a request whose answer was lost; nobody else puts anything there.
+            if await self._size_of(token.key) != token.in_blocks:
+                raise
+        await self._copy(token.key, destination, condition, None)
+        await self.delete(token.key)
+        return None
+
+    async def _list_blocks(self, token: Token, condition: Condition | None) -> str:
         """Make a blob of blocks; return its version."""
+        key = token.key
         blob = self._client.blob(self.at(key))
-        listed = [BlobBlock(block_id=block) for block in blocks]
+        listed = [BlobBlock(block_id=block) for block in token.blocks]
         try:
             reply = await self._client.ask(
                 "upload",
@@ -393,28 +360,14 @@ class AzureDriver(Driver):
             raise UploadGone("it has no blocks", driver=self.name, operation="upload", key=key) from None
         return str(reply["etag"])
 
-    async def size_of(self, key: str) -> int | None:
+    async def discard(self, token: Token) -> None:
+        """Free the blocks at the name of an upload: an empty blob there takes their place, and goes too."""
+        await self.put(token.key, b"", None)
+        await self.delete(token.key)
+
+    async def _size_of(self, key: str) -> int | None:
         """Return the size of what is at `key`, None if nothing is."""
         try:
             return (await self.stat(key)).size
         except KeyUnknown:
             return None
-
-    async def move(self, source: str, destination: str, condition: Condition | None) -> None:
-        """Copy inside the service, then remove the source, which nobody else writes."""
-        await self._copy(source, destination, condition, None)
-        await self.delete(source)
-
-    async def discard_blocks(self, key: str) -> None:
-        """Free the blocks at the name of an upload: an empty blob there takes their place, and goes too."""
-        await self.put(key, b"", None)
-        await self.delete(key)
-
-
-async def _pieces(chunks: bytes | AsyncIterable[bytes], size: int) -> AsyncGenerator[bytes]:
-    if isinstance(chunks, bytes):
-        for at in range(0, len(chunks), size):
-            yield chunks[at : at + size]
-    else:
-        async for chunk in chunks:
-            yield chunk

@@ -22,6 +22,7 @@ from moorage_conformance.driver import (
     standings,
 )
 from moorage_conformance.report import Outcome
+from moorage_drivers import register_drivers
 
 BY_NAME = {case.name: case for case in CASES}
 
@@ -188,7 +189,7 @@ def test_a_driver_that_fails_is_exit_code_one() -> None:
     ("arguments", "sentence"),
     [
         ([], "Missing argument 'NAME'"),
-        (["nothing"], "there is no driver 'nothing' among ['filesystem', 'inmemory'"),
+        (["nothing"], f"there is no driver 'nothing' among {sorted(register_drivers())}"),
         (["no.such:THING"], "no.such:THING cannot be imported"),
         (["broken_drivers:in_memory"], "is no DriverFactory"),
         (["inmemory", "--only", "nothing"], "No case matches nothing"),

@@ -458,6 +458,7 @@ class GCSFake:
         md5 = f",md5={found.md5}" if found.md5 else ""
         shown = {
             "Content-Type": found.content_type,
+            "Last-Modified": "Fri, 02 Jan 2026 03:04:05 GMT",
             "X-Goog-Generation": str(found.generation),
             "X-Goog-Metageneration": str(found.metageneration),
             "X-Goog-Hash": f"crc32c={found.crc32c}{md5}",
