@@ -26,6 +26,7 @@ Key: TypeAlias = tuple[str | int, ...]
 
 MOST_VALUES: Final = 100_000
 DEEPEST_NESTING: Final = 48
+_TOO_DEEP = f"nested more than {DEEPEST_NESTING} levels deep"
 
 _CORE_TAG: Final = "tag:yaml.org,2002:"
 _NULL: Final = frozenset({"", "~", "null", "Null", "NULL"})
@@ -282,6 +283,9 @@ class _Reader:
                 self._fail("holds more than one YAML document")
         except yaml.MarkedYAMLError as error:
             # The parser's own text shows the line it stumbled over, and a name in quotes may be half of a password.
+            if error.problem == "exceeded maximum nesting depth":
+                # Newer parsers read ahead for a key, and have a limit of their own.
+                self._fail(_TOO_DEEP, error.problem_mark)
             problem = re.sub(r" handle '[^']*'", " handle", error.problem or "broken")
             self._fail(f"not valid YAML: {problem}", error.problem_mark)
         except (yaml.YAMLError, ValueError, OverflowError):
@@ -292,7 +296,7 @@ class _Reader:
         before = self._count
         self._spend(1, event)
         if depth > DEEPEST_NESTING:
-            self._fail(f"nested more than {DEEPEST_NESTING} levels deep", event.start_mark)
+            self._fail(_TOO_DEEP, event.start_mark)
         value: Plain
         match event:
             case yaml.AliasEvent():
