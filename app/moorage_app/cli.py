@@ -28,7 +28,11 @@ def _fail(sentence: object) -> Never:
 
 
 def _load_plugins(
-    path: Path | None = None, overrides: Mapping[str, object] | None = None, *, trace: bool | None = None
+    path: Path | None = None,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    trace: bool | None = None,
+    environ: Mapping[str, str] | None = None,
 ) -> "PluginManager":
     """Load the plugins that the configuration at `path`, with the environment over it, wants."""
     from moorage import ConfigurationError, PluginManager, select_plugins
@@ -37,7 +41,7 @@ def _load_plugins(
 
     plugins = PluginManager(hooks, trace=trace)
     try:
-        plugins.load(select_plugins(path, os.environ, overrides=overrides))
+        plugins.load(select_plugins(path, os.environ if environ is None else environ, overrides=overrides))
     except ConfigurationError as error:
         _fail(error)
     return plugins
@@ -368,6 +372,44 @@ def _check_validate(
 
 
 # ---- plugins
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--jobs", type=click.IntRange(1, 256), default=16, show_default=True, help="Objects under way at once.")
+@click.option("--delete", "remove", is_flag=True, help="Remove at DESTINATION what SOURCE does not have; no content.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be copied.")
+@click.option("--quiet", is_flag=True, help="Show no progress.")
+def copy(source: Path, destination: Path, *, jobs: int, remove: bool, dry_run: bool, quiet: bool) -> None:
+    """Copy all that the store of one configuration holds to the store of another one.
+
+    Both may be served meanwhile. Cut off, it goes on where it was when it is run again; run once more before the
+    switch, it copies only what is new. Every digest is verified on the way.
+
+    REGISTRY_... variables count for neither configuration; SOURCE_REGISTRY_... and DESTINATION_REGISTRY_... do.
+
+    Returns 0; 1 where something was left or a store failed; 2 where nothing could be begun.
+    """
+    sides: list[tuple[Configuration, PluginManager]] = []
+    for path, prefix in ((source, "SOURCE_"), (destination, "DESTINATION_")):
+        environ = {name[len(prefix) :]: value for name, value in os.environ.items() if name.startswith(prefix)}
+        plugins = _load_plugins(path, environ=environ)
+        loaded = _load_configuration(path, plugins, environ=environ)
+        sides.append((loaded.configuration, plugins))
+    from . import copy_command
+
+    try:
+        code = copy_command.copy_store(*sides, jobs=jobs, remove=remove, dry_run=dry_run, quiet=quiet)
+    except copy_command.Wrong as error:
+        _fail(error)
+    except copy_command.Stopped as error:
+        click.echo(f"moorage: {error}", err=True)
+        code = copy_command.INCOMPLETE
+    except KeyboardInterrupt:
+        click.echo("moorage: interrupted; what was copied stays: run it again to go on", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(code)
 
 
 @main.group(invoke_without_command=True)

@@ -9,7 +9,7 @@
 Imports point downward, within the core too, in this order:
 
     _errors  _digests  _names  _patterns  _manifests  _driver  _layer  _lease  _memory  _operations  _decisions
-    _layout  _concurrency  _listing  _links  _push  _tags  _referrers  _uploads  _registry  _yaml  _document  _settings
+    _layout  _concurrency  _listing  _links  _push  _tags  _referrers  _uploads  _moving  _registry  _yaml  _document  _settings
     _environment  _configuration  _hooks  _rules  _watch  _calls  _judging  _explanation  _plugin_files  _plugins
     _assembly
 """
@@ -21,6 +21,7 @@ from ._assembly import (
     offered_sections,
     open_registry,
     open_rules,
+    open_store,
     open_to_look,
 )
 from ._concurrency import map_bounded
@@ -126,6 +127,7 @@ from ._manifests import (
     parse_stored,
 )
 from ._memory import MemoryDriver
+from ._moving import Flaw, Moved, Plan, move, plan_move
 from ._names import NAME_LIMIT, Reference, RepositoryName, Tag, parse_reference
 from ._operations import (
     Access,
@@ -226,6 +228,7 @@ __all__ = [
     "Explanation",
     "FileRange",
     "Finding",
+    "Flaw",
     "Glob",
     "Handler",
     "Hasher",
@@ -250,6 +253,7 @@ __all__ = [
     "MiddlewareFactory",
     "Mode",
     "MountBlob",
+    "Moved",
     "NameInvalid",
     "NameUnknown",
     "NoOptions",
@@ -260,6 +264,7 @@ __all__ = [
     "Outcome",
     "ParameterInvalid",
     "Ping",
+    "Plan",
     "Platform",
     "PluginError",
     "PluginManager",
@@ -330,16 +335,19 @@ __all__ = [
     "list_revisions",
     "load_configuration",
     "map_bounded",
+    "move",
     "objection",
     "offered_sections",
     "open_hasher",
     "open_registry",
     "open_rules",
+    "open_store",
     "open_to_look",
     "parse_descriptor",
     "parse_pushed",
     "parse_reference",
     "parse_stored",
+    "plan_move",
     "resume_hasher",
     "scoped",
     "select_plugins",

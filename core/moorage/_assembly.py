@@ -273,6 +273,20 @@ async def open_to_look(configuration: Configuration, plugins: PluginManager) -> 
         yield OpenedRegistry(ReadOnlyView(Registry(driver)), driver)
 
 
+@asynccontextmanager
+async def open_store(
+    configuration: Configuration, plugins: PluginManager, *, to_look: bool = False
+) -> AsyncGenerator[Driver]:
+    """Open nothing but the store that `configuration` names, with the layers around it; `to_look`: for reading.
+
+    Raises:
+        ConfigurationError: it names something that no plugin offers, or the store cannot be opened.
+    """
+    check_options(configuration, plugins)
+    async with AsyncExitStack() as stack:
+        yield await _open_driver(configuration, plugins, stack, to_look=to_look)
+
+
 async def _open_driver(
     configuration: Configuration, plugins: PluginManager, stack: AsyncExitStack, *, to_look: bool = False
 ) -> Driver:
