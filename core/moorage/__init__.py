@@ -107,7 +107,7 @@ from ._hooks import (
     hookspec,
 )
 from ._judging import Judging, RuleEntry, Verdict, objection
-from ._layer import DriverLayer
+from ._layer import DriverLayer, UploadLayer
 from ._lease import hold_by_lease
 from ._listing import list_revisions
 from ._manifests import (
@@ -317,6 +317,7 @@ __all__ = [
     "UploadCancelled",
     "UploadGone",
     "UploadInvalid",
+    "UploadLayer",
     "UploadOpened",
     "UploadOutOfOrder",
     "UploadProgress",

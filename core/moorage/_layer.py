@@ -13,14 +13,11 @@ from ._driver import Capabilities, Condition, Driver, Listing, Reader, Stat, Unc
 class DriverLayer(Driver):
     """A driver that passes every call on to `inside`; subclass it and override what shall be otherwise."""
 
-    name: str
-    capabilities: Capabilities
-
     def __init__(self, inside: Driver) -> None:
         """Lie around `inside`, whose name and capabilities it has."""
         self.inside: Driver = inside
-        self.name = inside.name
-        self.capabilities = inside.capabilities
+        self.name: str = inside.name
+        self.capabilities: Capabilities = inside.capabilities
 
     async def stat(self, key: str) -> Stat:
         """Return what is known of `key`."""
@@ -86,3 +83,35 @@ class DriverLayer(Driver):
         """Try to be the only holder of `name` over all processes."""
         async with self.inside.hold(name) as held:
             yield held
+
+
+class UploadLayer(Upload):
+    """An upload that passes every call on to `inside`; subclass it and override what shall be otherwise."""
+
+    def __init__(self, inside: Upload) -> None:
+        """Lie around `inside`."""
+        self.inside: Upload = inside
+        self.offset: int = inside.offset
+
+    async def write(self, data: bytes) -> None:
+        """Append `data`."""
+        try:
+            await self.inside.write(data)
+        finally:
+            self.offset = self.inside.offset
+
+    async def suspend(self) -> bytes:
+        """Return a token by which any process can go on."""
+        return await self.inside.suspend()
+
+    async def drop_beyond(self, offset: int) -> None:
+        """Free what was written beyond `offset`."""
+        await self.inside.drop_beyond(offset)
+
+    async def commit(self, destination: str, *, condition: Condition | None = None) -> None:
+        """Make the object visible at `destination`."""
+        await self.inside.commit(destination, condition=condition)
+
+    async def abort(self) -> None:
+        """End the upload and free what it holds."""
+        await self.inside.abort()

@@ -110,6 +110,15 @@ def register_drivers() -> Mapping[str, object]:
 @hookimpl
 def register_storage_middleware() -> Mapping[str, object]:
     """Offer the drivers around drivers of this package."""
+    from ._limits import LIMIT, TIMEOUT
     from ._retry import RETRY
+    from ._urls import CLOUDFRONT, REDIRECT, REWRITE
 
-    return {"retry": RETRY}
+    return {
+        "cloudfront": CLOUDFRONT,
+        "limit": LIMIT,
+        "redirect": REDIRECT,
+        "retry": RETRY,
+        "rewrite": REWRITE,
+        "timeout": TIMEOUT,
+    }

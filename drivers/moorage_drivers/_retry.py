@@ -28,6 +28,7 @@ from moorage import (
     Unchanged,
     Upload,
     UploadGone,
+    UploadLayer,
 )
 
 from ._values import Seconds, Whole
@@ -208,26 +209,16 @@ class RetryLayer(DriverLayer):
             yield _RetriedUpload(opened, self.inside, self._options)
 
 
-class _RetriedUpload(Upload):
+class _RetriedUpload(UploadLayer):
     """An upload that is suspended, committed and aborted by several attempts; its parts are sent so by its driver."""
 
     def __init__(self, inside: Upload, driver: Driver, options: RetryOptions) -> None:
-        self._inside = inside
+        super().__init__(inside)
         self._driver = driver
         self._options = options
-        self.offset = inside.offset
-
-    async def write(self, data: bytes) -> None:
-        try:
-            await self._inside.write(data)
-        finally:
-            self.offset = self._inside.offset
 
     async def suspend(self) -> bytes:
-        return await retried(self._options, self._inside.suspend)
-
-    async def drop_beyond(self, offset: int) -> None:
-        await self._inside.drop_beyond(offset)
+        return await retried(self._options, self.inside.suspend)
 
     async def commit(self, destination: str, *, condition: Condition | None = None) -> None:
         unsure = False
@@ -235,7 +226,7 @@ class _RetriedUpload(Upload):
         async def attempt() -> None:
             nonlocal unsure
             try:
-                await self._inside.commit(destination, condition=condition)
+                await self.inside.commit(destination, condition=condition)
             except UploadGone:
                 # Gone because it was committed, if what is there could be it: blobs are named by their content.
                 if not unsure or condition is not None or not await self._is_committed(destination):
@@ -253,7 +244,7 @@ class _RetriedUpload(Upload):
             return False
 
     async def abort(self) -> None:
-        await retried(self._options, self._inside.abort)
+        await retried(self._options, self.inside.abort)
 
 
 @asynccontextmanager
