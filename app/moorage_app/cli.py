@@ -124,8 +124,8 @@ def serve(
 ) -> None:
     """Serve a registry until it is told to stop.
 
-    TARGET is a configuration file, in distribution's format, or a folder to keep everything in. Without one it is the
-    file that REGISTRY_CONFIGURATION_PATH names, or else the folder ./data, open to this machine only.
+    TARGET is a configuration file, in distribution's format, or a folder to keep everything in, or a URL such as
+    s3://bucket/prefix, gs://..., az://..., sftp://host/path. Without one it is the file that REGISTRY_CONFIGURATION_PATH names, or else the folder ./data, open to this machine only.
     """
     path, overrides = _target(target, root)
     if address is not None:
@@ -148,7 +148,11 @@ def _target(target: str | None, root: str | None) -> tuple[Path | None, dict[str
     if target == "" or root == "":
         _fail("an empty name was given for what to serve")
     if target is not None and "://" in target:
-        _fail(f"{target}: only a configuration file or a folder can be served so far")
+        if root is not None:
+            _fail(f"two places are named to keep things in: {target} and {root}")
+        # As the environment has it: there a store takes the place of the one that is there by default.
+        os.environ.update(_store_at(target, os.environ))
+        return None, overrides
     given = Path(target) if target is not None else None
     path = _configured_path(None) if given is None else given
     if given is not None and (given.is_dir() or (not given.exists() and given.suffix not in {".yml", ".yaml"})):
@@ -158,6 +162,52 @@ def _target(target: str | None, root: str | None) -> tuple[Path | None, dict[str
     if root is not None:
         overrides["storage.filesystem.rootdirectory"] = root
     return path, overrides
+
+
+_FROM_ENVIRONMENT: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "S3": {
+        "REGION": ("AWS_REGION", "AWS_DEFAULT_REGION"),
+        "REGIONENDPOINT": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    },
+    "AZURE": {
+        "CONNECTIONSTRING": ("AZURE_STORAGE_CONNECTION_STRING",),
+        "ACCOUNTNAME": ("AZURE_STORAGE_ACCOUNT_NAME",),
+        "ACCOUNTKEY": ("AZURE_STORAGE_ACCOUNT_KEY",),
+        "SASTOKEN": ("AZURE_STORAGE_SAS_TOKEN",),
+    },
+    "GCS": {"ENDPOINT": ("STORAGE_EMULATOR_HOST",)},
+}
+"""What the clouds' own tools read, where a URL is served and no configuration says it."""
+
+
+def _store_at(url: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of the store that `url` means, with what the environment says of the service."""
+    protocol, _, rest = url.partition("://")
+    place, _, below = rest.partition("/")
+    drivers = {"s3": ("S3", "BUCKET"), "gs": ("GCS", "BUCKET"), "gcs": ("GCS", "BUCKET")}
+    drivers |= dict.fromkeys(("az", "abfs", "azure"), ("AZURE", "CONTAINER"))
+    match protocol.lower():
+        case "http" | "https":
+            _fail(f"{url}: nothing can be stored there")
+        case "file":
+            return {"REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY": "/" + below}
+        case "memory":
+            return {"REGISTRY_STORAGE": "inmemory"}
+        case known if known in drivers:
+            driver, named = drivers[known]
+            if not place:
+                _fail(f"{url}: names no {named.lower()}")
+            found = {f"REGISTRY_STORAGE_{driver}_{named}": place}
+            if below:
+                found[f"REGISTRY_STORAGE_{driver}_ROOTDIRECTORY"] = below
+            for option, names in _FROM_ENVIRONMENT[driver].items():
+                variable = f"REGISTRY_STORAGE_{driver}_{option}"
+                value = next((environ[name] for name in names if environ.get(name)), None)
+                if value is not None and variable not in environ:
+                    found[variable] = value
+            return found
+        case _:
+            return {"REGISTRY_STORAGE_FSSPEC_URL": url}
 
 
 def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager", held: "HeldTrace") -> int:

@@ -1,4 +1,4 @@
-"""Storage drivers that come with Moorage: `filesystem`, `inmemory`, `s3`, `gcs`, `azure`.
+"""Storage drivers that come with Moorage: `filesystem`, `inmemory`, `s3`, `gcs`, `azure`, `fsspec`.
 
 This module is the plugin; a driver's own module is imported when a configuration uses it.
 """
@@ -80,6 +80,29 @@ async def _open_gcs(options: "GCSOptions") -> AsyncGenerator[Driver]:
         yield RetryLayer(driver, RetryOptions())
 
 
+class FsspecOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Options of `storage: {fsspec: {...}}`.
+
+    Attributes:
+        url: where everything lies, also a chain of URLs.
+        options: what the filesystem is given, by its own names.
+        maxthreads: how many calls may be under way at once.
+    """
+
+    url: str
+    options: Mapping[str, object] = msgspec.field(default_factory=dict[str, object])
+    maxthreads: int = 32
+
+
+@asynccontextmanager
+async def _open_fsspec(options: FsspecOptions) -> AsyncGenerator[Driver]:
+    with _needing("fsspec"):
+        from .any_url import FsspecDriver
+
+    async with FsspecDriver.open_url(options) as driver:
+        yield driver
+
+
 @contextmanager
 def _needing(extra: str) -> Generator[None]:
     """Say what to install where a library is missing."""
@@ -100,6 +123,7 @@ def register_drivers() -> Mapping[str, object]:
     return {
         "azure": DriverFactory(AzureOptions, _open_azure),
         "filesystem": DriverFactory(FilesystemOptions, _open_filesystem, open_to_look=_look_at_filesystem),
+        "fsspec": DriverFactory(FsspecOptions, _open_fsspec),
         "gcs": DriverFactory(GCSOptions, _open_gcs),
         "inmemory": DriverFactory(NoOptions, _open_memory, shared=False),
         "s3": DriverFactory(S3Options, _open_s3),

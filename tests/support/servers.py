@@ -179,7 +179,7 @@ def write_configuration(path: Path, settings: Settings) -> Path:
 
 @contextmanager
 def moorage(
-    target: Path,
+    target: Path | str,
     *,
     port: int | None = None,
     workers: int = 1,
@@ -188,7 +188,7 @@ def moorage(
     environment: Mapping[str, str] | None = None,
     python: str = sys.executable,
 ) -> Generator[Server]:
-    """Run Moorage on `target`, a folder or a configuration file.
+    """Run Moorage on `target`, a folder, a configuration file or, with `log`, a URL.
 
     `around` is a command that runs another one, such as `unshare`; it must become that other one, by `exec`. `python`
     belongs to the environment in which Moorage is installed.
@@ -196,7 +196,9 @@ def moorage(
     port = port or free_port()
     command = [python, "-m", "moorage_app", "serve", str(target)]
     command += ["--addr", f"127.0.0.1:{port}", "--workers", str(workers)]
-    with _running([*around, *command], port, log or target.with_name(f"{target.name}.log"), environment) as server:
+    with _running(
+        [*around, *command], port, log or Path(target).with_name(f"{Path(target).name}.log"), environment
+    ) as server:
         yield server
 
 
