@@ -115,7 +115,7 @@ class FsspecDriver(Driver):
         await driver._call("list", "", _attempt_list, filesystem, root)
         protocol = options.url.partition("://")[0]
         promises = [
-            "of several processes that move one tag, or push one immutable tag, at the same time more than one may win"
+            "of several clients that push one tag with a condition, or a fixed tag, at the same time more than one may win"
         ]
         if not driver._renames:
             promises.append("what is cut off while it is written may be seen in half")
