@@ -317,13 +317,22 @@ class FsspecDriver(Driver):
             async with self._locks[hash(key) % _LOCKS]:
                 await self._check(key, condition)
                 try:
-                    await self._call("delete", key, self._filesystem.rm_file, path)
+                    await self._call("delete", key, self._remove, path)
                 except KeyUnknown:
                     continue
                 finally:
                     self._changed.pop(key, None)
                 if self._renames or self._in_memory:
                     await self._call("delete", key, self._prune, path)
+
+    def _remove(self, path: str) -> None:
+        try:
+            self._filesystem.rm_file(path)
+        except OSError:
+            # Protocols differ in what they say of a folder, which is no key.
+            if self._filesystem.info(path).get("type") == "directory":
+                raise FileNotFoundError(path) from None
+            raise
 
     def _prune(self, path: str) -> None:
         """Remove the folders above `path` that are empty now: a file may get the name of one."""

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 
+import msgspec
 import trio
 
 from moorage_conformance import driver
@@ -51,7 +52,9 @@ class _Store:
         self._advice = offer.advice
         # The kit empties what it is given, so it takes no store that others see and that it was not given.
         has_options = bool(offer.declared.__struct_fields__)
-        self.given = offer.written is not None or not (has_options and subject.shared)
+        # What has an option without a default cannot be tried without being given it.
+        needs_options = any(field.required for field in msgspec.structs.fields(offer.declared))
+        self.given = offer.written is not None or not (needs_options or (has_options and subject.shared))
         self._found: tuple[Outcome, str] | None = None
 
     async def fault(self) -> tuple[Outcome, str]:
