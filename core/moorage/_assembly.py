@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar, cast, get_args, get_type_hints
 
 import msgspec
 import trio
@@ -90,7 +90,12 @@ def claimed_sections(plugins: PluginManager) -> dict[str, type[msgspec.Struct]]:
     claimed |= {_section(name, rule): scoped(rule.options) for name, rule in plugins.rules().items()}
     claimed |= {f"auth.{name}": factory.options for name, factory in plugins.authenticators().items()}
     around = plugins.storage_middleware()
-    return claimed | {f"middleware.storage.{name}": factory.options for name, factory in around.items()}
+    for name, factory in around.items():
+        claimed[f"middleware.storage.{name}"] = factory.options
+        if factory.section is not None:
+            claimed[factory.section] = factory.options
+        claimed |= {section: _type_beside(factory, field) for field, section in factory.beside.items()}
+    return claimed
 
 
 def offered_sections(plugins: PluginManager) -> dict[str, type[msgspec.Struct]]:
@@ -112,7 +117,7 @@ def check_options(configuration: Configuration, plugins: PluginManager) -> tuple
     name = configuration.storage.driver
     driver = _offered(configuration, plugins, "storage driver", ("storage", name), name, plugins.drivers())
     configuration.decode(f"storage.{name}", driver.options)
-    _storage_middleware(configuration, plugins)
+    _storage_middleware(configuration, plugins, serving=True)
     middleware, rules = plugins.middleware(), plugins.rules()
     _check_names(configuration, plugins, {**middleware, **rules})
     for name, factory in _configured(configuration, middleware):
@@ -188,18 +193,50 @@ def _check_names(
             raise configuration.document.error(key, f"{name} is configured as {factory.section}")
 
 
-def _storage_middleware(
-    configuration: Configuration, plugins: PluginManager
-) -> list[tuple[str, StorageMiddlewareFactory[msgspec.Struct], msgspec.Struct]]:
+class _Around(NamedTuple):
+    """Storage middleware that the configuration asks for."""
+
+    name: str
+    section: str
+    factory: StorageMiddlewareFactory[msgspec.Struct]
+    options: msgspec.Struct
+
+
+def _storage_middleware(configuration: Configuration, plugins: PluginManager, *, serving: bool) -> list[_Around]:
     """Return what goes around the driver with its options; the first is the innermost, as in distribution."""
     offered = plugins.storage_middleware()
-    found: list[tuple[str, StorageMiddlewareFactory[msgspec.Struct], msgspec.Struct]] = []
+    found: list[_Around] = []
     for at, entry in enumerate(configuration.middleware.storage):
         if not entry.disabled:
             key = ("middleware", "storage", at)
-            around = _offered(configuration, plugins, "storage middleware", (*key, "name"), entry.name, offered)
-            found.append((entry.name, around, configuration.document.decode(around.options, (*key, "options"))))
-    return found
+            factory = _offered(configuration, plugins, "storage middleware", (*key, "name"), entry.name, offered)
+            options = configuration.document.decode(factory.options, (*key, "options"))
+            found.append(_Around(entry.name, "middleware.storage", factory, options))
+    for name, factory in offered.items():
+        if factory.section is not None and configuration.asks_for(factory.section):
+            options = configuration.decode(factory.section, factory.options)
+            found.append(_Around(name, factory.section, factory, options))
+    return [
+        each._replace(options=_with_beside(configuration, each))
+        for each in found
+        if serving or not each.factory.for_serving
+    ]
+
+
+def _with_beside(configuration: Configuration, around: _Around) -> msgspec.Struct:
+    """Return the options of storage middleware, with what sections beside them say."""
+    options = around.options
+    for field, section in around.factory.beside.items():
+        if getattr(options, field) is None and configuration.asks_for(section):
+            said = configuration.decode(section, _type_beside(around.factory, field))
+            options = msgspec.structs.replace(options, **{field: said})
+    return options
+
+
+def _type_beside(factory: StorageMiddlewareFactory[msgspec.Struct], field: str) -> type[msgspec.Struct]:
+    """Return the type of a field of options, which may be None, that a section of its own can say."""
+    (type_,) = (each for each in get_args(get_type_hints(factory.options)[field]) if each is not type(None))
+    return cast("type[msgspec.Struct]", type_)  # what a section holds
 
 
 @asynccontextmanager
@@ -211,7 +248,7 @@ async def open_registry(configuration: Configuration, plugins: PluginManager) ->
     """
     check_options(configuration, plugins)
     async with AsyncExitStack() as stack:
-        driver = await _open_driver(configuration, plugins, stack)
+        driver = await _open_driver(configuration, plugins, stack, serving=True)
         await _open_rules(configuration, plugins, stack)
         registry = Registry(driver, plugins, tag_reads_at_once=configuration.storage.tag_concurrency or 16)
         handler = await _wrap(registry, configuration, plugins, stack)
@@ -288,7 +325,12 @@ async def open_store(
 
 
 async def _open_driver(
-    configuration: Configuration, plugins: PluginManager, stack: AsyncExitStack, *, to_look: bool = False
+    configuration: Configuration,
+    plugins: PluginManager,
+    stack: AsyncExitStack,
+    *,
+    to_look: bool = False,
+    serving: bool = False,
 ) -> Driver:
     name = configuration.storage.driver
     factory = plugins.drivers()[name]
@@ -296,8 +338,8 @@ async def _open_driver(
     opener = factory.open_to_look if to_look and factory.open_to_look is not None else factory.open
     with _opening(configuration, plugins, "register_drivers", name, f"storage.{name}"):
         driver = await stack.enter_async_context(opener(options))
-    for name, around, settings in _storage_middleware(configuration, plugins):
-        with _opening(configuration, plugins, "register_storage_middleware", name, "middleware.storage"):
+    for name, section, around, settings in _storage_middleware(configuration, plugins, serving=serving):
+        with _opening(configuration, plugins, "register_storage_middleware", name, section):
             driver = await stack.enter_async_context(around.open(settings, driver))
     # What has no URLs of its own has nothing to be kept from.
     redirects = type(driver).url is not Driver.url

@@ -26,6 +26,7 @@ from ._settings import (
     Maintenance,
     MiddlewareEntry,
     Plugins,
+    RedisSettings,
     Section,
     Sections,
     StorageCache,
@@ -64,8 +65,8 @@ __all__ = [
     "Log",
     "MiddlewareEntry",
     "Plugins",
+    "RedisSettings",
     "Storage",
-    "StorageCache",
     "Tags",
     "UploadPurging",
     "configuration_schema",
@@ -132,7 +133,6 @@ class Storage(Section, frozen=True, kw_only=True):
         redirect_disable: Whether clients always get content from the registry itself.
         tag_concurrency: How many tags are read at once to find those of a digest; 0 leaves it to the registry.
         upload_purging: What happens to uploads that nobody finishes.
-        cache: The cache of descriptors; has no effect yet.
     """
 
     driver: str
@@ -142,7 +142,6 @@ class Storage(Section, frozen=True, kw_only=True):
     redirect_disable: bool = False
     tag_concurrency: int = 0
     upload_purging: UploadPurging = UploadPurging()
-    cache: StorageCache = StorageCache()
 
 
 class Auth(Section, frozen=True, kw_only=True):
@@ -182,6 +181,10 @@ class Configuration(Sections, frozen=True, kw_only=True):
         # What lies deeper and is somebody else's, somebody else reads.
         deeper = [each for each in self.document.claimed if each[: len(key)] == key and each != key]
         return self.document.decode(type_, key, spared=deeper)
+
+    def asks_for(self, path: str) -> bool:
+        """Tell whether a section at a dotted path says anything but that it is empty or switched off."""
+        return _says_something(self.document.find(tuple(path.split("."))))
 
     @property
     def named_plugins(self) -> tuple[str, ...]:
@@ -490,7 +493,6 @@ def _storage(document: Document, spared: Collection[Key]) -> Storage:
         redirect_disable=sections.redirect.disable,
         tag_concurrency=sections.tag.concurrency_limit,
         upload_purging=sections.maintenance.upload_purging,
-        cache=sections.cache,
     )
 
 

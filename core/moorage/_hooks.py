@@ -26,7 +26,7 @@ from ._operations import Caller, Handler, Operation, Origin, PushManifest
 PROJECT = "moorage"
 ENTRY_POINT_GROUP = "moorage.plugins"
 
-HOOK_API = (1, 0)
+HOOK_API = (1, 1)
 """The version of the hooks. The first number grows when a plugin has to change, the second when there is more to use."""
 
 hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker(PROJECT)
@@ -56,10 +56,18 @@ class DriverFactory(msgspec.Struct, Generic[OptionsT], frozen=True):
 
 
 class StorageMiddlewareFactory(msgspec.Struct, Generic[OptionsT], frozen=True):
-    """How a driver around a driver is opened; configured as `middleware: {storage: [{name, options}]}`."""
+    """How a driver around a driver is opened; configured as `middleware: {storage: [{name, options}]}`.
+
+    With `section` (a dotted path) it is also opened for what is written there, and then lies around all others. `beside`
+    names sections of their own that say what fields of its options do not: `{"redis": "redis"}`. With `for_serving` it
+    is opened where a registry is served, and not by commands that look at, copy or check what a store holds.
+    """
 
     options: type[OptionsT]
     open: Callable[[OptionsT, Driver], AbstractAsyncContextManager[Driver]]
+    section: str | None = None
+    beside: Mapping[str, str] = msgspec.field(default_factory=dict[str, str])
+    for_serving: bool = False
 
 
 class MiddlewareFactory(msgspec.Struct, Generic[OptionsT], frozen=True):

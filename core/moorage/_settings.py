@@ -143,11 +143,17 @@ class Log(Section, frozen=True, kw_only=True):
 
 
 class StorageCache(Section, frozen=True, kw_only=True):
-    """``storage.cache``: the cache of descriptors."""
+    """``storage.cache``: what is remembered of content; the layer ``cache`` reads it."""
 
-    blob_descriptor: str = ""
-    layer_info: str = ""
-    blob_descriptor_size: int = 10000
+    blob_descriptor: Annotated[
+        str, Meta(description="Where it is remembered which blobs there are: inmemory or redis.")
+    ] = ""
+    layer_info: Annotated[
+        str, Meta(description="The old name of blobdescriptor.", extra_json_schema={"deprecated": True})
+    ] = ""
+    blob_descriptor_size: Annotated[
+        int, Meta(description="How many answers each process remembers in memory; 0 and less is any number.")
+    ] = 10000
 
 
 class StorageDelete(Section, frozen=True, kw_only=True):
@@ -390,7 +396,7 @@ class RedisTls(Section, frozen=True, kw_only=True):
     root_cas: tuple[str, ...] = ()
 
 
-class Redis(Section, frozen=True, kw_only=True):
+class RedisSettings(Section, frozen=True, kw_only=True):
     """``redis``: go-redis's options; what is None is left to the client."""
 
     addrs: tuple[str, ...] = ()
@@ -557,7 +563,7 @@ class Sections(Section, frozen=True, kw_only=True):
     middleware: Middleware = Middleware()
     http: Http = Http()
     notifications: Notifications = Notifications()
-    redis: Redis = Redis()
+    redis: RedisSettings = RedisSettings()
     health: Health = Health()
     catalog: Catalog = Catalog()
     tags: Tags = Tags()

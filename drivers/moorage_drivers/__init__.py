@@ -134,11 +134,13 @@ def register_drivers() -> Mapping[str, object]:
 @hookimpl
 def register_storage_middleware() -> Mapping[str, object]:
     """Offer the drivers around drivers of this package."""
+    from ._cache import CACHE
     from ._limits import LIMIT, TIMEOUT
     from ._retry import RETRY
     from ._urls import CLOUDFRONT, REDIRECT, REWRITE
 
     return {
+        "cache": CACHE,
         "cloudfront": CLOUDFRONT,
         "limit": LIMIT,
         "redirect": REDIRECT,

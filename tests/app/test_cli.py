@@ -213,14 +213,16 @@ def test_what_has_no_effect_is_a_warning(file: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     (root / "docker/registry/v2/repositories/Upper").mkdir(parents=True)
     (root / "docker/registry/v2/repositories/lower").mkdir()
-    file.write_text(f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {root}}}}}\nredis: {{addrs: ['x:1']}}\n")
+    file.write_text(
+        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {root}}}}}\nhealth: {{storagedriver: {{enabled: true}}}}\n"
+    )
     done = run_here(
         "config", "check", file, environment={"REGISTRY_PORT": "tcp://10.0.0.1:5000", "REGISTRY_HTTP_NET": "tcp"}
     )
     warnings = done.stdout.splitlines()[:-1]
     assert done.returncode == 0
     assert all(line.startswith("warning: ") for line in warnings)
-    for word in ("redis", "REGISTRY_PORT", "Upper"):
+    for word in ("health", "REGISTRY_PORT", "Upper"):
         assert len([line for line in warnings if word in line]) == 1
     assert "lower:" not in done.stdout
 

@@ -45,6 +45,7 @@ from moorage import (
     PushBlob,
     PushManifest,
     R,
+    RedisSettings,
     Refused,
     RegistryError,
     Rule,
@@ -59,6 +60,7 @@ from moorage import (
     hookimpl,
     load_configuration,
     open_registry,
+    open_store,
 )
 
 BLOB = b"content"
@@ -541,6 +543,77 @@ def test_a_plugin_that_is_needed_and_failed_is_told(plugins: PluginManager) -> N
     said = refusal(plugins, {"plugins": {"platforms": {}}})
     assert "moorage-platforms" in said
     assert "out of order" in said
+
+
+class Remembering(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Options that a section has, and one that another section says."""
+
+    blobdescriptor: str = ""
+    redis: RedisSettings | None = None
+
+
+class Remembered:
+    """A plugin whose storage middleware has a section of its own, is for who serves, and notes its options."""
+
+    def __init__(self) -> None:
+        self.opened: list[Remembering] = []
+
+    @hookimpl
+    def register_storage_middleware(self) -> Mapping[str, object]:
+        @asynccontextmanager
+        async def open_layer(options: Remembering, inner: Driver) -> AsyncGenerator[Driver]:
+            self.opened.append(options)
+            await trio.lowlevel.checkpoint()
+            yield inner
+
+        beside = {"redis": "redis"}
+        return {
+            "remember": StorageMiddlewareFactory(
+                Remembering, open_layer, section="storage.cache", beside=beside, for_serving=True
+            )
+        }
+
+
+@pytest.mark.parametrize(
+    ("sections", "opened"),
+    [
+        ({}, []),
+        ({"storage.cache": {}}, []),
+        ({"storage.cache": {"blobdescriptor": ""}}, []),
+        ({"storage.cache": {"blobdescriptor": "x"}}, [Remembering("x")]),
+        (
+            {"storage.cache": {"blobdescriptor": "x"}, "redis": {"addrs": ["a:1"]}},
+            [Remembering("x", RedisSettings(addrs=("a:1",)))],
+        ),
+        (
+            {
+                "middleware.storage": [{"name": "remember", "options": {"redis": {"addrs": ["b:2"]}}}],
+                "redis": {"addrs": ["a:1"]},
+            },
+            [Remembering(redis=RedisSettings(addrs=("b:2",)))],
+        ),
+        (
+            {"middleware.storage": [{"name": "remember"}], "redis": {"addrs": ["a:1"]}},
+            [Remembering(redis=RedisSettings(addrs=("a:1",)))],
+        ),
+    ],
+)
+async def test_storage_middleware_is_opened_for_its_section_by_who_serves(
+    plugins: PluginManager, sections: dict[str, object], opened: list[Remembering]
+) -> None:
+    remembered = Remembered()
+    plugins.register(remembered, "remembered")
+    configuration = configured(plugins, sections)
+    async with open_store(configuration, plugins):
+        assert remembered.opened == []
+    async with open_registry(configuration, plugins):
+        assert remembered.opened == opened
+
+
+def test_a_section_of_storage_middleware_is_checked(plugins: PluginManager) -> None:
+    plugins.register(Remembered(), "remembered")
+    said = refusal(plugins, {"storage.cache": {"blobdescriptor": "x", "size": 3}})
+    assert "storage.cache.size: unknown key" in said
 
 
 def test_a_disabled_storage_middleware_need_not_be_there(plugins: PluginManager) -> None:

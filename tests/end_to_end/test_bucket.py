@@ -15,12 +15,12 @@ from azure_storage import options as azure_options
 from gcs_fake import GCSFake, gcs_fake
 from google_storage import options as gcs_options
 from images import TAG, build_image
-from moorage_conformance.registry import CASES, Outcome, check_registry
+from moorage_conformance.registry import CASES, Outcome, Report, check_registry
 from proxies import counting_proxy, round_robin_proxy
 from pushing import Repository, catalog, digest_of, image, noise, references, with_digest
 from s3 import SECRET, bucket, options
 from servers import Server, configuration, configured, distribution, free_port, http, run_tool, write_configuration
-from services import AZURITE_KEY, AzureService, S3Service
+from services import AZURITE_KEY, AzureService, RedisService, S3Service
 
 MIB = 1 << 20
 NOT_THERE = {"base.discovery_of_extensions_is_well_formed", "errors.caller_without_credentials"}
@@ -80,13 +80,17 @@ async def test_every_clause_of_the_specification_holds_in_a_bucket(tmp_path: Pat
     # One worker: another one may learn only from the service that an upload was aborted, and of that moto makes a 500.
     with in_cloud(tmp_path, cloud) as server:
         report = await check_registry(server.url)
+    assert wrong_in(report) == []
+
+
+def wrong_in(report: Report) -> list[str]:
+    """Return which clauses were not seen to hold, and why."""
     assert len(report.results) == len(CASES)
-    wrong = [
+    return [
         f"{result.key}: {result.outcome.name}: {result.reason}"
         for result in report.results
         if result.outcome is not Outcome.PASSED and result.key not in NOT_THERE
     ]
-    assert wrong == []
 
 
 @pytest.mark.needs_tool("docker-registry")
@@ -214,3 +218,48 @@ def test_what_requests_to_the_bucket_cost(tmp_path: Path, moto: S3Service, setti
         for number in range(40):
             assert repository.put(f"1.{number}", image([data])).status_code == 201
         assert cost(repository.tags).total() <= 3
+
+
+@pytest.mark.parametrize("kept", ["inmemory", "redis"])
+def test_what_requests_to_the_bucket_cost_with_a_cache(
+    tmp_path: Path, moto: S3Service, settings: dict[str, object], redis: RedisService, kept: str
+) -> None:
+    layers = [noise(random.Random(number), 1000) for number in range(20)]
+    with counting_proxy(moto.url) as proxy:
+        store = storage(settings | {"regionendpoint": proxy.url}) | {"cache": {"blobdescriptor": kept}}
+        where = {"addrs": [f"{redis.host}:{redis.port}"]}
+        with (
+            configured(tmp_path / "moorage", workers=1, storage=store, redis=where) as server,
+            http(server.url) as client,
+        ):
+            repository = Repository(client, "team/app")
+
+            def cost(act: Callable[[], object]) -> int:
+                proxy.reset()
+                act()
+                return len(proxy.requests)
+
+            repository.push_image("v1", layers)
+            for digest in references(repository.manifest("v1")):
+                repository.blob(digest)
+            layer = digest_of(layers[0])
+            assert cost(lambda: client.head(repository.blob_url(layer))) == 0
+            # The data.
+            assert cost(lambda: repository.blob(layer)) == 1
+            # 21 references that are remembered; blob, revision, tag and its history are written.
+            assert cost(lambda: repository.put("v2", image(layers))) <= 6
+            # What is deleted is gone at once.
+            assert client.delete(repository.blob_url(layer)).status_code == 202
+            assert client.get(repository.blob_url(layer)).status_code == 404
+            assert repository.put("v3", image(layers)).status_code == 400
+
+
+async def test_every_clause_of_the_specification_holds_with_a_cache_in_redis(
+    tmp_path: Path, redis: RedisService
+) -> None:
+    store: dict[str, object] = {"filesystem": {"rootdirectory": str(tmp_path / "store")}, "delete": {"enabled": True}}
+    store["cache"] = {"blobdescriptor": "redis"}
+    where = {"addrs": [f"{redis.host}:{redis.port}"]}
+    with configured(tmp_path / "moorage", workers=2, storage=store, redis=where) as server:
+        report = await check_registry(server.url)
+    assert wrong_in(report) == []
