@@ -17,21 +17,26 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import cast
 
 import msgspec
 import structlog
 import trio
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, HTTPScope, Scope
 
 from moorage import (
     MANIFEST_LIMIT,
     ClientLeft,
     Credentials,
+    FileRange,
     Handler,
     InternalError,
     ManifestTooLarge,
     Operation,
     Origin,
+    Ping,
+    PullBlob,
+    PullManifest,
     PushManifest,
     RegistryError,
     SizeInvalid,
@@ -50,6 +55,9 @@ _DRAIN_BYTES = 64 << 20
 _DRAIN_SECONDS = 10
 _STALLED_SECONDS = 60
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
+_ZERO_COPY = "http.response.zerocopysend"
+_QUICK = frozenset({PullManifest, PullBlob, Ping})
+"""What is answered so soon that nobody looks meanwhile whether the client is still there."""
 _API_VERSION = (b"docker-distribution-api-version", b"registry/2.0")
 
 
@@ -209,21 +217,23 @@ class Application:
         origin = self._origin(scope, headers)
         structlog.contextvars.bind_contextvars(request_id=origin.request_id)
         outcome = _Outcome()
-        response: Response | None = None
-        with trio.CancelScope() as scope_of_request:
-            async with _watching(body, scope_of_request):
-                try:
-                    request, response = await self._answer(scope, raw_path, headers, body, origin, outcome)
-                    if response is not None and response.blob is not None and request is not None:
-                        response = await self._send_blob(request, response, send, outcome)
-                except trio.Cancelled:
-                    if not scope_of_request.cancel_called:
-                        _log.warning("cut off by the stop of the server: %s %s", scope["method"], raw_path)
-                    raise
-        # Servers say `http.disconnect` also when an answer is complete, so the end of it is sent when nobody watches.
-        if response is not None and not body.left:
-            content = b"" if scope["method"] == "HEAD" else response.body
-            await self._finish(response, content, body, send, outcome)
+        try:
+            request, response = await self._answer(scope, raw_path, headers, body, origin, outcome)
+            if response is not None and response.blob is not None and request is not None:
+                if _ZERO_COPY in scope["extensions"]:
+                    response = await self._send_blob(request, response, send, outcome, zero_copy=True)
+                else:
+                    async with _watching(body):
+                        response = await self._send_blob(request, response, send, outcome, zero_copy=False)
+            # Servers say `http.disconnect` also when an answer is complete, so its end is sent when nobody watches.
+            if response is not None and not body.left:
+                content = b"" if scope["method"] == "HEAD" else response.body
+                await self._finish(response, content, body, send, outcome)
+        except ClientLeft:
+            body.left = True
+        except trio.Cancelled:
+            _log.warning("cut off by the stop of the server: %s %s", scope["method"], raw_path)
+            raise
         if body.left and outcome.status is None:
             outcome.status = ClientLeft.status
         if self._settings.access_log:
@@ -258,14 +268,30 @@ class Application:
             if self._draining:
                 raise Unavailable("the registry is shutting down", retry_after=1)
             _check_length(headers)
-            operation = operation_of(request, self._settings.limits) or await _manifest_push(request, body)
-            outcome.operation = operation
-            reply = await self._handler(operation)
-            return request, respond(request, operation, reply, prefix)
+            operation = operation_of(request, self._settings.limits)
+            if type(operation) in _QUICK:
+                return request, await self._reply(request, operation, body, prefix, outcome)
+            response: Response | None = None
+            async with _watching(body):
+                response = await self._reply(request, operation, body, prefix, outcome)
         except ClientLeft:
             return request, None
         except Exception as error:  # noqa: BLE001 - the edge of the task: whatever happened is told here
             return request, self._failed(request, error, origin, outcome)
+        return request, response
+
+    async def _reply(
+        self,
+        request: Request,
+        operation: Operation[object] | None,
+        body: RequestBody,
+        prefix: str,
+        outcome: "_Outcome",
+    ) -> Response:
+        """Return the response to `operation`, or to the push of a manifest that the request is."""
+        operation = operation or await _manifest_push(request, body)
+        outcome.operation = operation
+        return respond(request, operation, await self._handler(operation), prefix)
 
     def _failed(self, request: Request | None, error: Exception, origin: Origin, outcome: "_Outcome") -> Response:
         """Return the response to `error`; what is no `RegistryError` is a fault of ours, logged and not told."""
@@ -322,7 +348,7 @@ class Application:
     # ---- sending
 
     async def _send_blob(
-        self, request: Request, response: Response, send: ASGISendCallable, outcome: "_Outcome"
+        self, request: Request, response: Response, send: ASGISendCallable, outcome: "_Outcome", *, zero_copy: bool
     ) -> Response | None:
         """Send the bytes of a blob, or find out that another response is due; return what is left to send.
 
@@ -335,9 +361,16 @@ class Application:
                 return _redirected(response, url)
             async with response.blob.open(response.start, response.stop) as reader:
                 await self._start(response, send, outcome)
+                if reader.file is not None and zero_copy:
+                    await _send_file(reader.file, send)
+                    outcome.sent += reader.file.length
+                    return None
                 async for chunk in reader:
                     await send({"type": "http.response.body", "body": chunk, "more_body": True})
                     outcome.sent += len(chunk)
+        except ClientLeft:
+            # Told by servers that can: there is nobody to say anything to.
+            raise
         except Exception as error:  # noqa: BLE001 - the edge of the task, as above
             failed = self._failed(request, error, request.origin, outcome)
             if outcome.status is None:
@@ -377,12 +410,12 @@ class _Outcome:
 
 
 @asynccontextmanager
-async def _watching(body: RequestBody, scope: trio.CancelScope) -> AsyncGenerator[None]:
-    """Cancel `scope` when the client leaves; end the watch when the block ends."""
+async def _watching(body: RequestBody) -> AsyncGenerator[None]:
+    """End the block when the client leaves, and the watch when the block ends."""
 
     async def watch() -> None:
         await body.wait_left()
-        scope.cancel()
+        nursery.cancel_scope.cancel()
 
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
@@ -394,6 +427,13 @@ async def _watching(body: RequestBody, scope: trio.CancelScope) -> AsyncGenerato
         nursery.cancel_scope.cancel()
     if failure is not None:
         raise failure
+
+
+async def _send_file(file: FileRange, send: ASGISendCallable) -> None:
+    """Send a range of an open file by ASGI's extension for it."""
+    message = {"type": _ZERO_COPY, "file": file.descriptor, "offset": file.offset, "count": file.length}
+    # hypercorn's types know its own messages only.
+    await send(cast("ASGISendEvent", {**message, "more_body": False}))
 
 
 async def _manifest_push(request: Request, body: RequestBody) -> Operation[object]:

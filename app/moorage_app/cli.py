@@ -119,8 +119,18 @@ def main() -> None:
     "--workers", type=click.IntRange(1, 256), help="How many processes serve; one for each processor, at most four."
 )
 @click.option("--log-level", type=click.Choice(["debug", "info", "warn", "error"]), help="What is logged.")
+@click.option(
+    "--http-engine",
+    type=click.Choice(["moorage", "stock"]),
+    help="Who speaks HTTP/1.1: Moorage's own engine, or hypercorn, the stock one.",
+)
 def serve(
-    target: str | None, address: str | None, root: str | None, workers: int | None, log_level: str | None
+    target: str | None,
+    address: str | None,
+    root: str | None,
+    workers: int | None,
+    log_level: str | None,
+    http_engine: str | None,
 ) -> None:
     """Serve a registry until it is told to stop.
 
@@ -134,6 +144,8 @@ def serve(
         overrides["log.level"] = log_level
     if workers is not None:
         overrides["workers"] = workers
+    if http_engine is not None:
+        overrides["http.engine"] = http_engine
     from .logs import HeldTrace
 
     held = HeldTrace()

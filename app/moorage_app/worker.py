@@ -5,11 +5,12 @@ import logging
 import resource
 import signal
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import ClassVar, cast
 
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.events import RawData
 from hypercorn.trio import run as hypercorn_run
 from hypercorn.trio.tcp_server import TCPServer
 
@@ -17,6 +18,7 @@ from moorage import Configuration, PluginManager, open_registry
 
 from .asgi import Application, Settings, settings_headers
 from .hooks import Route
+from .http1 import ClearText, Connections, Http1, OverStream, Transport
 from .routes import Limits
 
 _log = logging.getLogger("moorage.worker")
@@ -54,7 +56,7 @@ def plugin_routes(plugins: PluginManager) -> dict[str, Route]:
     return routes
 
 
-class _Connection(TCPServer):
+class _StockConnection(TCPServer):
     """One connection. hypercorn's own is kept open until it would be idle for too long, though its client closed it."""
 
     _ended = False
@@ -69,6 +71,62 @@ class _Connection(TCPServer):
             await super()._idle_timeout()
 
 
+class _Connection(_StockConnection):
+    """One connection whose HTTP/1.1 is spoken by `http1`; HTTP/2, told by ALPN or its first bytes, is hypercorn's."""
+
+    connections: ClassVar[Connections]
+    """Those of this process; a class is made for each."""
+
+    _received = b""
+
+    async def run(self) -> None:
+        """Serve the connection until either side is done with it."""
+        # hypercorn names only one of the two.
+        stream = cast("trio.SocketStream | trio.SSLStream[trio.SocketStream]", self.stream)
+        transport: Transport
+        try:
+            if isinstance(stream, trio.SSLStream):
+                with trio.fail_after(self.config.ssl_handshake_timeout):
+                    await stream.do_handshake()
+                if stream.selected_alpn_protocol() == "h2":
+                    await super().run()
+                    return
+                transport, socket = OverStream(stream), stream.transport_stream.socket
+            else:
+                transport, socket = ClearText(stream), stream.socket
+            client, server = _address(socket.getpeername()), _address(socket.getsockname())
+        except (OSError, trio.BrokenResourceError, trio.TooSlowError):
+            # It is gone already, or speaks no TLS.
+            await trio.aclose_forcefully(stream)
+            return
+        scheme = "https" if isinstance(stream, trio.SSLStream) else "http"
+        try:
+            connection = Http1(self.connections, transport, scheme=scheme, client=client, server=server)
+            received = await connection.serve()
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        if received is None:
+            await stream.aclose()
+        else:
+            self._received = received
+            await super().run()
+
+    async def _read_data(self) -> None:
+        if self._received:
+            await self.protocol.handle(RawData(self._received))
+        await super()._read_data()
+
+
+def _address(name: object) -> tuple[str, int] | None:
+    """Return host and port of what the system says of one end of a socket; None for a socket that is a file."""
+    match name:
+        case (str(host), int(port), *_):
+            return host, port
+        case _:
+            return None
+
+
 async def serve_worker(
     configuration: Configuration, plugins: PluginManager, listeners: list[int], ready: Callable[[], None]
 ) -> None:
@@ -81,17 +139,20 @@ async def serve_worker(
         ConfigurationError: the registry cannot be opened.
     """
     _raise_descriptor_limit()
-    # The one seam: hypercorn's worker makes each connection from this name of its module.
-    setattr(hypercorn_run, "TCPServer", _Connection)  # noqa: B010 - a name that holds a class, to type checkers
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with open_registry(configuration, plugins) as opened:
             application = Application(opened.handler, application_settings(configuration), plugin_routes(plugins))
             stop = trio.Event()
+            connections = Connections(application)
+            own = type("Connection", (_Connection,), {"connections": connections})
+            # The one seam: hypercorn's worker makes each connection from this name of its module.
+            setattr(hypercorn_run, "TCPServer", _StockConnection if configuration.http.engine == "stock" else own)  # noqa: B010 - a name that holds a class, to type checkers
 
             async def wait_for_signal() -> None:
                 async for _ in signals:
                     application.drain()
                     stop.set()
+                    connections.drain()
                     return
 
             async def serve(*, task_status: trio.TaskStatus[list[str]]) -> None:

@@ -257,6 +257,7 @@ class Configuration(Sections, frozen=True, kw_only=True):
                 "prefix": http.prefix,
                 "host": http.host,
                 "draintimeout": duration_text(http.drain_timeout),
+                "engine": http.engine,
                 "trustedproxies": list(http.trusted_proxies),
             },
             "catalog": {"maxentries": self.catalog.max_entries},

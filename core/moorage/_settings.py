@@ -328,6 +328,10 @@ class Http(Section, frozen=True, kw_only=True):
     trusted_proxies: Annotated[
         tuple[_Network, ...], Meta(description="Addresses and networks whose X-Forwarded-... headers are believed.")
     ] = ()
+    engine: Annotated[
+        Literal["moorage", "stock"],
+        Meta(description="Who speaks HTTP/1.1: Moorage's own engine, or hypercorn, the stock one, which is slower."),
+    ] = "moorage"
     tls: Tls = Tls()
     http2: Http2 = Http2()
     h2c: H2c = H2c()

@@ -580,10 +580,10 @@ class Remembered:
         ({}, []),
         ({"storage.cache": {}}, []),
         ({"storage.cache": {"blobdescriptor": ""}}, []),
-        ({"storage.cache": {"blobdescriptor": "x"}}, [Remembering("x")]),
+        ({"storage.cache": {"blobdescriptor": "inmemory"}}, [Remembering("inmemory")]),
         (
-            {"storage.cache": {"blobdescriptor": "x"}, "redis": {"addrs": ["a:1"]}},
-            [Remembering("x", RedisSettings(addrs=("a:1",)))],
+            {"storage.cache": {"blobdescriptor": "inmemory"}, "redis": {"addrs": ["a:1"]}},
+            [Remembering("inmemory", RedisSettings(addrs=("a:1",)))],
         ),
         (
             {

@@ -1,0 +1,844 @@
+"""HTTP/1.1 on a connection: one task reads requests, calls the ASGI application, and writes what it answers.
+
+Answers for RFC 9112. Heads are parsed by llhttp (httptools); framing is decided here. Rules this file keeps:
+
+- **Strict.** What two servers could read in two ways is refused with 400 and the connection is closed: lengths that
+  conflict or repeat, transfer codings other than `chunked`, bare CR or LF, folded headers, space around names. The next
+  request of a connection is looked for only where the last one certainly ended.
+- **Bounded.** A head, the extensions of chunks and the trailers have a size, a head and each step of a body and of an
+  answer have a time. A client that is given up is given up with its connection, and with nothing else.
+- **No task beside the connection's own.** The application is called where the request was read, and receives and sends
+  by direct calls. What is not asked for is not read: a slow application slows its client down, and nobody's memory
+  fills.
+- A client that has left is told by `http.disconnect`, and by `ClientLeft` to who sends. It has left when its side of the
+  connection is closed and somebody asks; an answer that is ready all the same is sent, for it may still listen.
+"""
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import IO, Final, Protocol, cast
+from urllib.parse import unquote_to_bytes
+
+import httptools
+import trio
+from hypercorn.typing import ASGIReceiveEvent, ASGISendEvent, HTTPScope
+
+from moorage import ClientLeft
+
+_log = logging.getLogger("moorage.http1")
+
+HEAD_BYTES: Final = 64 << 10
+"""The largest head of a request."""
+HEADERS_LIMIT: Final = 256
+"""The most headers that a request may have."""
+TRAILER_BYTES: Final = 16 << 10
+"""The largest trailers, and the longest line between two chunks."""
+EXTENSION_BYTES: Final = 64 << 10
+"""How much of all the extensions of a body's chunks is taken."""
+HEAD_SECONDS: Final = 30.0
+"""How long a head may take from its first byte to its last."""
+IDLE_SECONDS: Final = 75.0
+"""How long a connection may wait for its next request."""
+STALLED_SECONDS: Final = 60.0
+"""How long a client may take nothing of an answer, or give nothing of a body."""
+LINGER_SECONDS: Final = 2.0
+"""How long a connection that is given up is still listened to, so that its client can read why."""
+
+_READ: Final = 64 << 10
+_READ_BODY: Final = 256 << 10
+_LINGER_BYTES: Final = 1 << 20
+_JOINED: Final = 64 << 10
+_SENDFILE: Final = 2 << 20
+_CACHE_STEP: Final = 128 << 10
+_FAIR: Final = 16
+
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e\x80-\xff]+) HTTP/1\.[01]\r\n")
+_LENGTH: Final = re.compile(rb"[0-9]{1,18}")
+_BARE_LF: Final = re.compile(rb"(?<!\r)\n")
+_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;([^\r\n\x00]*))?")
+_TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\x00]*")
+_BODILESS: Final = frozenset({204, 304})
+
+_REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
+
+ASGIApplication = Callable[
+    [HTTPScope, Callable[[], Awaitable[ASGIReceiveEvent]], Callable[[ASGISendEvent], Awaitable[None]]], Awaitable[None]
+]
+
+
+class Transport(Protocol):
+    """What a connection is made of."""
+
+    can_send_files: bool
+
+    async def receive(self, count: int) -> bytes:
+        """Return up to `count` bytes, none at the end. Raises ClientLeft: the connection broke."""
+        ...
+
+    async def send(self, *pieces: bytes) -> None:
+        """Send everything. Raises ClientLeft: the client is gone, or takes nothing any more."""
+        ...
+
+    async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
+        """Send `head`, then `count` bytes of a file. Raises ClientLeft, as `send`."""
+        ...
+
+    async def end(self) -> None:
+        """Say that nothing more will be sent."""
+        ...
+
+
+class Connections:
+    """All connections of one process: what they serve, and whether they shall end."""
+
+    def __init__(self, application: ASGIApplication) -> None:
+        """Serve `application`."""
+        self.application = application
+        self.draining = False
+        self._idle: set[trio.CancelScope] = set()
+        self._date_second = 0.0
+        self._date = b""
+
+    def drain(self) -> None:
+        """End connections that wait for a request, and the others with the answers that are under way."""
+        self.draining = True
+        for scope in self._idle:
+            scope.cancel()
+
+    @contextmanager
+    def idle(self) -> Generator[trio.CancelScope]:
+        """Be waiting for a request, for so long and until there is a drain."""
+        with trio.move_on_after(IDLE_SECONDS) as scope:
+            self._idle.add(scope)
+            try:
+                yield scope
+            finally:
+                self._idle.discard(scope)
+
+    def date(self) -> bytes:
+        """Return the header `date`, made once a second."""
+        now = trio.current_time()
+        if now >= self._date_second + 1 or not self._date:
+            self._date_second = now
+            self._date = b"date: %s\r\n" % formatdate(usegmt=True).encode()
+        return self._date
+
+
+class _Refused(Exception):
+    """A request that is not answered by the application; `status` says what it gets."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+class Http1:
+    """One connection; `serve` is its life."""
+
+    def __init__(
+        self,
+        connections: Connections,
+        transport: Transport,
+        *,
+        scheme: str,
+        client: tuple[str, int] | None,
+        server: tuple[str, int | None] | None,
+    ) -> None:
+        """Serve what comes over `transport`."""
+        self._connections = connections
+        self._transport = transport
+        self._scheme = scheme
+        self._client = client
+        self._server = server
+        self._buffer = b""
+        self._parser = httptools.HttpRequestParser(self)
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+
+    # ---- what llhttp tells of a head
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header."""
+        self._headers.append((name.lower(), value))
+
+    # ---- requests
+
+    async def serve(self) -> bytes | None:
+        """Answer requests until either side is done with the connection.
+
+        Returns:
+            None, or, when the client begins with HTTP/2, all that was received.
+        """
+        first = True
+        while True:
+            try:
+                head = await self._read_head()
+                if head is None:
+                    return None
+                if first and head == _PREFACE[:18]:
+                    return head + self._buffer
+                first = False
+                exchange = self._exchange(head)
+            except _Refused as refused:
+                await self.refuse(refused)
+                return None
+            except ClientLeft:
+                return None
+            if not await exchange.run(self._connections.application):
+                return None
+
+    async def _read_head(self) -> bytes | None:
+        """Return the next head, with the empty line at its end; None when there is none any more.
+
+        Raises:
+            _Refused: it is too large, too slow, or has lines that end wrongly.
+        """
+        buffer = self._buffer
+        # An empty line before a request is passed over (RFC 9112, 2.2).
+        if buffer[:2] == b"\r\n":
+            buffer = buffer[2:]
+        at = buffer.find(b"\r\n\r\n")
+        if at < 0:
+            if not buffer and (self._connections.draining or not (buffer := await self._first_bytes())):
+                return None
+            if buffer[:2] == b"\r\n":
+                buffer = buffer[2:]
+            at = buffer.find(b"\r\n\r\n")
+            if at < 0:
+                buffer, at = await self._rest_of_head(buffer)
+        if at > HEAD_BYTES:
+            raise _Refused(431, "the head is too large")
+        self._buffer = buffer[at + 4 :]
+        return buffer[: at + 4]
+
+    async def _first_bytes(self) -> bytes:
+        received = b""
+        with self._connections.idle():
+            received = await self._transport.receive(_READ)
+        return received
+
+    async def _rest_of_head(self, buffer: bytes) -> tuple[bytes, int]:
+        with trio.move_on_after(HEAD_SECONDS):
+            while True:
+                if _BARE_LF.search(buffer):
+                    raise _Refused(400, "a line ends wrongly")
+                if len(buffer) > HEAD_BYTES:
+                    raise _Refused(431, "the head is too large")
+                more = await self._transport.receive(_READ)
+                if not more:
+                    raise ClientLeft("the client left in the middle of a head")
+                looked = max(len(buffer) - 3, 0)
+                buffer += more
+                at = buffer.find(b"\r\n\r\n", looked)
+                if at >= 0:
+                    return buffer, at
+        raise _Refused(408, "the head takes too long")
+
+    def _exchange(self, head: bytes) -> "_Exchange":
+        """Return the exchange that begins with `head`.
+
+        Raises:
+            _Refused: it is no request, or one that is not served.
+        """
+        line = _REQUEST_LINE.match(head)
+        if line is None:
+            raise _Refused(505 if _is_of_another_version(head) else 400, "no request line")
+        self._url, self._headers = b"", []
+        try:
+            self._parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            # Nothing is upgraded to, and what follows is read as HTTP/1.1 again (RFC 9110, 7.8).
+            self._parser = httptools.HttpRequestParser(self)
+        except httptools.HttpParserInvalidMethodError:
+            raise _Refused(501, "an unknown method") from None
+        except httptools.HttpParserError as error:
+            raise _Refused(400, str(error)) from None
+        method, target, headers = line[1], self._url, self._headers
+        if len(headers) > HEADERS_LIMIT:
+            raise _Refused(431, "too many headers")
+        if method == b"CONNECT":
+            raise _Refused(501, "no proxy")
+        minor = head[line.end() - 3 : line.end() - 2]
+        length, chunked, keep, continues = _framing(headers, is_1_1=minor == b"1")
+        if length != 0 or chunked:
+            # The parser waits for a body that is read without it.
+            self._parser = httptools.HttpRequestParser(self)
+        path, _, query = target.partition(b"?")
+        raw = path.decode("ascii") if b"%" not in path else unquote_to_bytes(path).decode("utf-8", "replace")
+        scope: dict[str, object] = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": "1.1" if minor == b"1" else "1.0",
+            "method": method.decode("ascii"),
+            "scheme": self._scheme,
+            "path": raw,
+            "raw_path": path,
+            "query_string": query,
+            "root_path": "",
+            "headers": headers,
+            "client": self._client,
+            "server": self._server,
+            "state": {},
+            "extensions": _EXTENSIONS_WITH_FILES if self._transport.can_send_files else _EXTENSIONS,
+        }
+        return _Exchange(
+            self,
+            cast("HTTPScope", scope),  # has all of its keys
+            length=length,
+            chunked=chunked,
+            keep=keep,
+            continues=continues,
+        )
+
+    async def refuse(self, refused: _Refused) -> None:
+        """Say what is wrong with what was sent, and give up the connection."""
+        _log.debug("refused: %s", refused)
+        reason = _REASONS[refused.status]
+        body = reason + b"\n"
+        head = b"HTTP/1.1 %d %s\r\n%scontent-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        with suppress(ClientLeft):
+            await self._transport.send(head % (refused.status, reason, self._connections.date(), len(body)) + body)
+            await self.linger()
+
+    async def linger(self) -> None:
+        """Read what the client still sends: closed at once, the connection would be reset and the answer lost."""
+        left = _LINGER_BYTES
+        with trio.move_on_after(LINGER_SECONDS), suppress(ClientLeft):
+            await self._transport.end()
+            while left > 0 and (data := await self._transport.receive(_READ)):
+                left -= len(data)
+
+    # ---- for the exchange under way
+
+    @property
+    def transport(self) -> Transport:
+        """What the connection is made of."""
+        return self._transport
+
+    @property
+    def connections(self) -> Connections:
+        """The connections of this process."""
+        return self._connections
+
+    async def body(self, limit: int) -> bytes:
+        """Return what was received already of a body, or comes next, up to `limit` bytes.
+
+        Raises:
+            ClientLeft: the client left before the end of its request, or sends nothing any more.
+        """
+        if self._buffer:
+            data, self._buffer = self._buffer[:limit], self._buffer[limit:]
+            return data
+        with trio.move_on_after(STALLED_SECONDS):
+            if data := await self._transport.receive(min(limit, _READ_BODY)):
+                return data
+        raise ClientLeft("the client left in the middle of its request")
+
+    def give_back(self, data: bytes) -> None:
+        """Put back what was received beyond what was wanted."""
+        self._buffer = data + self._buffer
+
+    @property
+    def received(self) -> int:
+        """How many bytes wait to be read."""
+        return len(self._buffer)
+
+    async def receive_more(self) -> bool:
+        """Wait for more bytes and keep them; return whether there are any."""
+        more = await self._transport.receive(_READ)
+        self._buffer += more
+        return bool(more)
+
+
+_ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
+_EXTENSIONS: Final[dict[str, dict[object, object]]] = {}
+_EXTENSIONS_WITH_FILES: Final[dict[str, dict[object, object]]] = {"http.response.zerocopysend": {}}
+
+
+def _is_of_another_version(head: bytes) -> bool:
+    line = head.partition(b"\r\n")[0]
+    return re.fullmatch(rb"\S+ \S+ HTTP/[0-9](?:\.[0-9])?", line) is not None
+
+
+def _framing(headers: list[tuple[bytes, bytes]], *, is_1_1: bool) -> tuple[int, bool, bool, bool]:
+    """Return the length of a request's body, whether it is chunked, whether the connection is kept, and `Expect`.
+
+    Raises:
+        _Refused: it cannot be told for certain where the request ends, or whom it is for.
+    """
+    length: int | None = None
+    chunked = continues = False
+    keep = is_1_1
+    hosts = 0
+    for name, value in headers:
+        match name:
+            case b"host":
+                hosts += 1
+            case b"content-length":
+                if length is not None or chunked or _LENGTH.fullmatch(value) is None:
+                    raise _Refused(400, "the length is not clear")
+                length = int(value)
+            case b"transfer-encoding":
+                if length is not None or chunked or not is_1_1:
+                    raise _Refused(400, "the length is not clear")
+                if value.strip(b" \t").lower() != b"chunked":
+                    raise _Refused(501, "an unknown transfer coding")
+                chunked = True
+            case b"connection":
+                options = [option.strip() for option in value.lower().split(b",")]
+                if b"close" in options:
+                    keep = False
+                elif b"keep-alive" in options and not is_1_1:
+                    keep = True
+            case b"expect":
+                continues = is_1_1 and value.lower() == b"100-continue"
+            case _:
+                pass
+    if hosts > 1 or (is_1_1 and not hosts):
+        raise _Refused(400, "not one Host")
+    return length or 0, chunked, keep, continues
+
+
+class _Exchange:
+    """A request and its answer."""
+
+    def __init__(
+        self, connection: Http1, scope: HTTPScope, *, length: int, chunked: bool, keep: bool, continues: bool
+    ) -> None:
+        self._connection = connection
+        self._scope = scope
+        self._left = length
+        self._chunks = _Chunks(connection) if chunked else None
+        self._keep = keep
+        self._is_1_1 = scope["http_version"] == "1.1"
+        self._continues = continues
+        self._received = not chunked and not length
+        self._gone = False
+        # The answer: its start is sent with the first of its body.
+        self._start: Mapping[str, object] = {}
+        self._began = self._ended = False
+        self._chunked_answer = False
+        self._to_send: int | None = None
+
+    async def run(self, application: ASGIApplication) -> bool:
+        """Have the request answered; return whether another one may follow on the connection."""
+        try:
+            await application(self._scope, self.receive, self.send)
+        except ClientLeft:
+            return False
+        except Exception:  # noqa: BLE001 - the edge of a request: what an application raises ends its connection alone
+            _log.exception("the application failed")
+            if not self._began:
+                with suppress(ClientLeft):
+                    await self._fail()
+            return False
+        if self._gone:
+            return False
+        if not self._ended:
+            if not self._began:
+                _log.error("the application gave no answer")
+                with suppress(ClientLeft):
+                    await self._fail()
+            return False
+        if not self._received:
+            await self._connection.linger()
+        return self._keep and self._received
+
+    async def _fail(self) -> None:
+        reason = b"Internal Server Error"
+        head = b"HTTP/1.1 500 %s\r\n%scontent-length: 0\r\nconnection: close\r\n\r\n"
+        await self._connection.transport.send(head % (reason, self._connection.connections.date()))
+        await self._connection.linger()
+
+    # ---- receiving
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """Return what comes next of the request: bytes of its body, then, when the client leaves, that."""
+        if self._continues and self._began:
+            # Who was told the answer before it sent anything may send it or not: nothing is waited for.
+            return {"type": "http.disconnect"}
+        if not self._received and not self._gone:
+            try:
+                return await self._next()
+            except ClientLeft:
+                self._gone = True
+            except _Refused as refused:
+                # Where the request ends cannot be told any more.
+                _log.debug("refused: %s", refused)
+                self._keep, self._gone = False, True
+                if not self._began:
+                    self._began = True
+                    await self._connection.refuse(refused)
+        elif not self._gone and not self._ended:
+            await self._wait_gone()
+        return {"type": "http.disconnect"}
+
+    async def _next(self) -> ASGIReceiveEvent:
+        if self._continues:
+            self._continues = False
+            if not self._connection.received:
+                await self._connection.transport.send(_CONTINUE)
+        if self._chunks is not None:
+            data = await self._chunks.next()
+            self._received = self._chunks.ended
+        else:
+            data = await self._connection.body(self._left)
+            self._left -= len(data)
+            self._received = self._left == 0
+        return {"type": "http.request", "body": data, "more_body": not self._received}
+
+    async def _wait_gone(self) -> None:
+        """Return when the client has left; what it sends meanwhile is its next request, of which so much is kept."""
+        try:
+            while self._connection.received < HEAD_BYTES:
+                if not await self._connection.receive_more():
+                    break
+            else:
+                await trio.sleep_forever()
+        except ClientLeft:
+            pass
+        self._gone = True
+
+    # ---- sending
+
+    async def send(self, message: ASGISendEvent) -> None:
+        """Send what the application says.
+
+        Raises:
+            ClientLeft: nobody takes it any more.
+        """
+        # hypercorn's types do not know the message of the extension; what is in each is ASGI's.
+        said = cast("Mapping[str, object]", message)
+        kind = said["type"]
+        if kind == "http.response.start":
+            self._start = said
+        elif self._ended:
+            return
+        elif kind == "http.response.body":
+            await self._send_body(cast("bytes", said.get("body", b"")), more=bool(said.get("more_body")))
+        elif kind == "http.response.zerocopysend":
+            await self._send_file(said)
+
+    async def _send_body(self, body: bytes, *, more: bool) -> None:
+        head = b"" if self._began else self._head(len(body) if not more else None)
+        if not self._bodiless:
+            if self._chunked_answer:
+                body = (b"%x\r\n%s\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
+            elif self._to_send is not None:
+                body = self._counted(body)
+        else:
+            body = b""
+        self._ended = not more
+        if head and body and len(body) <= _JOINED:
+            await self._connection.transport.send(head + body)
+        elif head or body:
+            await self._connection.transport.send(head, body)
+        if self._ended and self._to_send and not self._bodiless:
+            # Announced and not sent: only a closed connection says so.
+            self._keep = False
+
+    def _counted(self, body: bytes) -> bytes:
+        """Return what of `body` was announced; never more, for that would be read as the next answer."""
+        assert self._to_send is not None  # noqa: S101 - asked before
+        if len(body) > self._to_send:
+            _log.error("an answer is longer than announced")
+            body, self._keep = body[: self._to_send], False
+        self._to_send -= len(body)
+        return body
+
+    async def _send_file(self, message: Mapping[str, object]) -> None:
+        file = message["file"]
+        descriptor = file if isinstance(file, int) else cast("IO[bytes]", file).fileno()
+        offset, count = cast("int", message.get("offset", 0)), cast("int", message["count"])
+        more = bool(message.get("more_body"))
+        head = b"" if self._began else self._head(count if not more else None)
+        if self._chunked_answer or self._bodiless:
+            raise ValueError("a file is sent only where its length was announced and a body is wanted")
+        if self._to_send is not None:
+            count = min(count, self._to_send)
+            self._to_send -= count
+        await self._connection.transport.send_file(head, descriptor, offset, count)
+        self._ended = not more
+
+    @property
+    def _bodiless(self) -> bool:
+        return self._scope["method"] == "HEAD" or self._start["status"] in _BODILESS
+
+    def _head(self, whole: int | None) -> bytes:
+        """Return the head of the answer, whose body has `whole` bytes if that is known."""
+        start = self._start
+        if not start:
+            raise RuntimeError("an answer begins with its start")
+        self._began = True
+        status = cast("int", start["status"])
+        parts = [b"HTTP/1.1 %d %s\r\n" % (status, _REASONS.get(status, b"")), self._connection.connections.date()]
+        announced = False
+        for name, value in cast("list[tuple[bytes, bytes]]", start.get("headers", [])):
+            if b"\n" in value or b"\r" in value or b"\n" in name or b"\r" in name:
+                raise ValueError(f"a header of the answer has a line break: {name!r}")
+            if name == b"content-length":
+                announced = True
+                self._to_send = int(value)
+            parts.append(b"%s: %s\r\n" % (name, value))
+        if not announced and status not in _BODILESS:
+            if whole is not None:
+                parts.append(b"content-length: %d\r\n" % whole)
+            elif self._is_1_1:
+                self._chunked_answer = True
+                parts.append(b"transfer-encoding: chunked\r\n")
+            else:
+                self._keep = False
+        if self._connection.connections.draining:
+            self._keep = False
+        if not self._keep:
+            parts.append(b"connection: close\r\n")
+        elif not self._is_1_1:
+            parts.append(b"connection: keep-alive\r\n")
+        parts.append(b"\r\n")
+        return b"".join(parts)
+
+
+class _Chunks:
+    """A body that comes in chunks (RFC 9112, 7.1), read from a connection."""
+
+    def __init__(self, connection: Http1) -> None:
+        self._connection = connection
+        self._left = 0
+        self._first = True
+        self._extensions = 0
+        self.ended = False
+
+    async def next(self) -> bytes:
+        """Return the next bytes of the body, none at its end.
+
+        Raises:
+            _Refused: it is not chunked as it should be.
+            ClientLeft: the client left.
+        """
+        if not self._left:
+            if not self._first:
+                await self._line(0)
+            self._first = False
+            line = await self._line(TRAILER_BYTES)
+            match = _CHUNK_LINE.fullmatch(line)
+            if match is None:
+                raise _Refused(400, "no chunk size")
+            self._extensions += len(match[2] or b"")
+            if self._extensions > EXTENSION_BYTES:
+                raise _Refused(400, "the extensions of chunks are too large")
+            self._left = int(match[1], 16)
+            if not self._left:
+                await self._trailers()
+                self.ended = True
+                return b""
+        data = await self._connection.body(self._left)
+        self._left -= len(data)
+        return data
+
+    async def _trailers(self) -> None:
+        left = TRAILER_BYTES
+        while line := await self._line(left):
+            if _TRAILER.fullmatch(line) is None:
+                raise _Refused(400, "no trailer")
+            left -= len(line) + 2
+            if left < 0:
+                raise _Refused(431, "the trailers are too large")
+
+    async def _line(self, limit: int) -> bytes:
+        """Return the next line, of up to `limit` bytes, without its end."""
+        data = b""
+        while True:
+            data += await self._connection.body(_READ)
+            at = data.find(b"\n")
+            if at >= 0:
+                break
+            if len(data) > limit + 1:
+                raise _Refused(400, "a line is too long")
+        line = data[:at]
+        if line[-1:] != b"\r" or b"\r" in line[:-1] or len(line) - 1 > limit:
+            raise _Refused(400, "a line ends wrongly")
+        self._connection.give_back(data[at + 1 :])
+        return line[:-1]
+
+
+# ---- transports
+
+
+class ClearText:
+    """A socket, read and written by its descriptor: at once where that can be, else when the system says so.
+
+    A thousand requests a second more than by the stream's own methods, which go through the scheduler each time.
+    """
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        """Use the socket of `stream`, which stays the owner."""
+        self.can_send_files = True
+        self._stream = stream
+        self._descriptor = stream.socket.fileno()
+        self._at_once = 0
+
+    async def receive(self, count: int) -> bytes:
+        """Return up to `count` bytes, none at the end."""
+        self._at_once += 1
+        if self._at_once >= _FAIR:
+            # A client that always has more must not have the loop for itself.
+            self._at_once = 0
+            await trio.lowlevel.checkpoint()
+        while True:
+            try:
+                return os.read(self._descriptor, count)
+            except BlockingIOError:
+                self._at_once = 0
+                await self._wait(trio.lowlevel.wait_readable)
+            except OSError as error:
+                raise ClientLeft("the connection broke") from error
+
+    async def send(self, *pieces: bytes) -> None:
+        """Send everything."""
+        left = [memoryview(piece) for piece in pieces if piece]
+        while left:
+            try:
+                sent = os.write(self._descriptor, left[0]) if len(left) == 1 else os.writev(self._descriptor, left)
+            except BlockingIOError:
+                await self._wait_writable()
+                continue
+            except OSError as error:
+                raise ClientLeft("the client left in the middle of its answer") from error
+            while left and sent >= len(left[0]):
+                sent -= len(left.pop(0))
+            if sent:
+                left[0] = left[0][sent:]
+
+    async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
+        """Send `head`, then `count` bytes of a file from the page cache to the socket."""
+        if count <= _JOINED and (data := _from_page_cache(descriptor, offset, count)) is not None:
+            await self.send(head + data)
+            return
+        await self.send(head)
+        end = offset + count
+        while offset < end:
+            some = min(end - offset, _SENDFILE)
+            if not _is_in_page_cache(descriptor, offset, some):
+                # Read by a thread, so that the loop does not wait for a disk.
+                await trio.to_thread.run_sync(_fetch, descriptor, offset, some)
+            try:
+                sent = os.sendfile(self._descriptor, descriptor, offset, some)
+            except BlockingIOError:
+                await self._wait_writable()
+                continue
+            except OSError as error:
+                raise ClientLeft("the client left in the middle of its answer") from error
+            if not sent:
+                raise ClientLeft("the file is shorter than announced")
+            offset += sent
+            # Who sends a large file lets others go on in between.
+            await trio.lowlevel.checkpoint()
+
+    async def end(self) -> None:
+        """Say that nothing more will be sent."""
+        try:
+            await self._stream.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ClientLeft("the connection broke") from error
+
+    async def _wait(self, until: Callable[[int], Awaitable[None]]) -> None:
+        try:
+            await until(self._descriptor)
+        except trio.ClosedResourceError as error:
+            raise ClientLeft("the connection was closed") from error
+
+    async def _wait_writable(self) -> None:
+        with trio.move_on_after(STALLED_SECONDS) as scope:
+            await self._wait(trio.lowlevel.wait_writable)
+        if scope.cancelled_caught:
+            raise ClientLeft("the client takes nothing of its answer")
+
+
+def _from_page_cache(descriptor: int, offset: int, count: int) -> bytes | None:
+    """Return bytes of a file, if they can be had at once."""
+    if not count:
+        return b""
+    buffer = bytearray(count)
+    try:
+        got = os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
+    except OSError:
+        return None
+    return bytes(buffer) if got == count else None
+
+
+def _is_in_page_cache(descriptor: int, offset: int, count: int) -> bool:
+    """Return whether bytes of a file can be had without waiting for a disk, as far as some of them show it.
+
+    A system reads ahead by steps of about so many bytes, and drops what it has by no smaller ones.
+    """
+    probe = [bytearray(1)]
+    try:
+        for at in (*range(offset, offset + count, _CACHE_STEP), offset + count - 1):
+            os.preadv(descriptor, probe, at, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        # Some file systems cannot say.
+        return error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}
+    return True
+
+
+def _fetch(descriptor: int, offset: int, count: int) -> None:
+    """Have bytes of a file in the page cache. Runs in a thread."""
+    os.posix_fadvise(descriptor, offset, count, os.POSIX_FADV_WILLNEED)
+    buffer = bytearray(_CACHE_STEP)
+    for at in range(offset, offset + count, _CACHE_STEP):
+        os.preadv(descriptor, [buffer], at)
+
+
+class OverStream:
+    """A connection that something lies between, such as TLS."""
+
+    def __init__(self, stream: trio.abc.HalfCloseableStream | trio.SSLStream[trio.SocketStream]) -> None:
+        """Use `stream`, which stays the owner."""
+        self.can_send_files = False
+        self._stream = stream
+
+    async def receive(self, count: int) -> bytes:
+        """Return up to `count` bytes, none at the end."""
+        try:
+            return bytes(await self._stream.receive_some(count))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ClientLeft("the connection broke") from error
+
+    async def send(self, *pieces: bytes) -> None:
+        """Send everything; of a large piece so much at a time that a slow client is told from one that is gone."""
+        try:
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:
+                    with trio.fail_after(STALLED_SECONDS):
+                        await self._stream.send_all(view[:_READ_BODY])
+                    view = view[_READ_BODY:]
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
+            raise ClientLeft("the client left in the middle of its answer") from error
+
+    async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
+        """Not offered here."""
+        raise NotImplementedError
+
+    async def end(self) -> None:
+        """Say that nothing more will be sent."""
+        if isinstance(self._stream, trio.SSLStream):
+            return
+        try:
+            await self._stream.send_eof()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ClientLeft("the connection broke") from error
