@@ -211,7 +211,10 @@ class Http1:
             buffer = buffer[2:]
         at = buffer.find(b"\r\n\r\n")
         if at < 0:
-            if not buffer and (self._connections.draining or not (buffer := await self._first_bytes())):
+            if not buffer and not self._connections.draining:
+                with self._connections.idle():
+                    buffer = await self._transport.receive(_READ)
+            if not buffer:
                 return None
             if buffer[:2] == b"\r\n":
                 buffer = buffer[2:]
@@ -222,12 +225,6 @@ class Http1:
             raise _Refused(431, "the head is too large")
         self._buffer = buffer[at + 4 :]
         return buffer[: at + 4]
-
-    async def _first_bytes(self) -> bytes:
-        received = b""
-        with self._connections.idle():
-            received = await self._transport.receive(_READ)
-        return received
 
     async def _rest_of_head(self, buffer: bytes) -> tuple[bytes, int]:
         with trio.move_on_after(HEAD_SECONDS):
