@@ -163,12 +163,12 @@ def copy_to_layout(
     async def run() -> Done:
         async with AsyncExitStack() as stack:
             opened = await stack.enter_async_context(open_to_look(*source))
+            wanted, dangling = await _wanted(opened.handler, names, wanted_tags, jobs=jobs)
             try:
                 layout = await stack.enter_async_context(open_layout_to_write(path, dry_run=dry_run))
             except OSError as error:
                 raise Wrong(f"{printable(str(path))}: {error.strerror}") from None
             progress = stack.enter_context(shown(quiet=quiet))
-            wanted, dangling = await _wanted(opened.handler, names, wanted_tags, jobs=jobs)
             layout.index.expect({each.repository for each in wanted})
             images = await find_images(opened.handler, wanted, jobs=jobs, found=progress.found)
             plan = await plan_images(images, layout, jobs=jobs)
