@@ -14,7 +14,9 @@ import pytest
 from images import TAG, build_image, build_index, content_of, manifest_of
 from layouts import Layout
 from pushing import OCI_MANIFEST, Repository, digest_of, fits, references
+from s3 import bucket, options as s3_options
 from servers import configuration, configured, http, run_tool, wait_for, write_configuration
+from services import S3Service
 
 BLOBS = int(os.environ.get("MOORAGE_TEST_IMAGES", "20"))
 """How many layers are under way when a copy is killed; more where there is time."""
@@ -117,6 +119,23 @@ def test_images_of_several_machines_go_in_and_out_with_their_signatures(multiple
         for about, expected in ((arm, signature), (signature, counter)):
             assert [each["digest"] for each in repository.referrers(digest_of(about))] == [digest_of(expected)]
             assert repository.pull_image(digest_of(expected)) == expected
+
+
+def test_a_bucket_takes_a_layout_and_gives_it_back(moto: S3Service, tmp_path: Path) -> None:
+    layout = many(tmp_path / "layout")
+    file = write_configuration(tmp_path / "s3.yml", {"version": 0.1, "storage": {"s3": s3_options(moto, bucket(moto))}})
+    size = len(list((layout.folder / "blobs/sha256").iterdir())) + BLOBS + 1
+    assert copy("--from-layout", layout.folder, file, "--repository", "team/app").startswith(
+        f"copied: {size} objects, "
+    )
+    copied_again = copy("--from-layout", layout.folder, file, "--repository", "team/other")
+    assert copied_again.startswith(f"copied: {size} objects, ")
+    out = tmp_path / "out"
+    copy(file, "--to-layout", out, "--repository", "team/app")
+    for blob in (layout.folder / "blobs/sha256").iterdir():
+        assert (out / "blobs/sha256" / blob.name).read_bytes() == blob.read_bytes()
+    again = copy("--from-layout", out, file, "--repository", "team/app")
+    assert again == f"copied: 0 objects, 0 bytes; the same already: {size}\n"
 
 
 def many(folder: Path) -> Layout:
