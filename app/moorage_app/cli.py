@@ -433,18 +433,49 @@ def _check_validate(
         _fail("standard input can be read once only")
 
 
-# ---- plugins
+# ---- copy
 
 
 @main.command()
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("destination", type=click.Path(path_type=Path))
+@click.argument("source", type=click.Path(path_type=Path), required=False)
+@click.argument("destination", type=click.Path(path_type=Path), required=False)
+@click.option("--from-layout", metavar="PATH", help="Copy an OCI image layout, a folder or a tar, to DESTINATION.")
+@click.option("--to-layout", metavar="PATH", help="Copy from SOURCE to a layout: a folder, or a tar that ends in .tar.")
+@click.option(
+    "--repository",
+    "repositories",
+    multiple=True,
+    metavar="NAME",
+    help="To which repository a layout goes, or from which (a pattern such as team/**; may be repeated).",
+)
+@click.option(
+    "--tag",
+    "tags",
+    multiple=True,
+    metavar="TAG",
+    help="Only images with this tag (may be repeated); an image that is alone in a layout is called so.",
+)
 @click.option("--jobs", type=click.IntRange(1, 256), default=16, show_default=True, help="Objects under way at once.")
 @click.option("--delete", "remove", is_flag=True, help="Remove at DESTINATION what SOURCE does not have; no content.")
 @click.option("--dry-run", is_flag=True, help="Only say what would be copied.")
 @click.option("--quiet", is_flag=True, help="Show no progress.")
-def copy(source: Path, destination: Path, *, jobs: int, remove: bool, dry_run: bool, quiet: bool) -> None:
+def copy(
+    source: Path | None,
+    destination: Path | None,
+    *,
+    from_layout: str | None,
+    to_layout: str | None,
+    repositories: tuple[str, ...],
+    tags: tuple[str, ...],
+    jobs: int,
+    remove: bool,
+    dry_run: bool,
+    quiet: bool,
+) -> None:
     """Copy all that the store of one configuration holds to the store of another one.
+
+    With --from-layout or --to-layout an OCI image layout takes the place of one of the two: images with all that they
+    need and what refers to them, such as signatures.
 
     Both may be served meanwhile. Cut off, it goes on where it was when it is run again; run once more before the
     switch, it copies only what is new. Every digest is verified on the way.
@@ -453,25 +484,39 @@ def copy(source: Path, destination: Path, *, jobs: int, remove: bool, dry_run: b
 
     Returns 0; 1 where something was left or a store failed; 2 where nothing could be begun.
     """
-    sides: list[tuple[Configuration, PluginManager]] = []
-    for path, prefix in ((source, "SOURCE_"), (destination, "DESTINATION_")):
-        environ = {name[len(prefix) :]: value for name, value in os.environ.items() if name.startswith(prefix)}
-        plugins = _load_plugins(path, environ=environ)
-        loaded = _load_configuration(path, plugins, environ=environ)
-        sides.append((loaded.configuration, plugins))
-    from . import copy_command
+    from . import copy_command, copy_progress, layout_command
 
     try:
-        code = copy_command.copy_store(*sides, jobs=jobs, remove=remove, dry_run=dry_run, quiet=quiet)
-    except copy_command.Wrong as error:
+        layout = layout_command.layout_of(
+            source, destination, from_layout, to_layout, chosen=bool(repositories or tags), remove=remove
+        )
+        if layout is None:
+            sides = (_side(source, "SOURCE_"), _side(destination, "DESTINATION_"))
+            code = copy_command.copy_store(*sides, jobs=jobs, remove=remove, dry_run=dry_run, quiet=quiet)
+        else:
+            into = to_layout is not None
+            run = layout_command.copy_to_layout if into else layout_command.copy_from_layout
+            side = _side(source, "SOURCE_" if into else "DESTINATION_")
+            code = run(layout, side, repositories=repositories, tags=tags, jobs=jobs, dry_run=dry_run, quiet=quiet)
+    except copy_progress.Wrong as error:
         _fail(error)
-    except copy_command.Stopped as error:
+    except copy_progress.Stopped as error:
         click.echo(f"moorage: {error}", err=True)
-        code = copy_command.INCOMPLETE
+        code = copy_progress.INCOMPLETE
     except KeyboardInterrupt:
         click.echo("moorage: interrupted; what was copied stays: run it again to go on", err=True)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(code)
+
+
+def _side(path: Path | None, prefix: str) -> "tuple[Configuration, PluginManager]":
+    """Load one side of a copy, with those variables that begin with `prefix`."""
+    environ = {name[len(prefix) :]: value for name, value in os.environ.items() if name.startswith(prefix)}
+    plugins = _load_plugins(path, environ=environ)
+    return _load_configuration(path, plugins, environ=environ).configuration, plugins
+
+
+# ---- plugins
 
 
 @main.group(invoke_without_command=True)

@@ -6,9 +6,10 @@ as being there.
 """
 
 import hashlib
+import os
 import tarfile
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar, cast
@@ -33,12 +34,14 @@ from moorage import (
     Manifest,
     ManifestInvalid,
     ManifestUnknown,
+    NameInvalid,
     Operation,
     PullBlob,
     PullManifest,
     R,
     Reader,
     ReferrerList,
+    RepositoryName,
     Stat,
     Tag,
     TagInvalid,
@@ -53,6 +56,8 @@ from .layout_files import Archive, Folder, LayoutFiles, open_regular
 T = TypeVar("T")
 
 REFERENCE_NAME = "org.opencontainers.image.ref.name"
+IMAGE_NAME = "io.containerd.image.name"
+"""The annotation in which containerd, docker and buildkit write a whole reference, beside a tag in the other one."""
 
 _MANIFEST_TYPES = INDEX_TYPES | {OCI_MANIFEST, DOCKER_MANIFEST}
 _HASHED = frozenset({"sha256", "sha384", "sha512"})
@@ -71,19 +76,30 @@ class _Marker(msgspec.Struct, frozen=True):
 
 
 class Named(NamedTuple):
-    """A manifest of a layout: what names it, the tag that it has there, and whether `index.json` names it."""
+    """A manifest of a layout.
+
+    Attributes:
+        descriptor: what names it.
+        tag: the tag that `index.json` gives it.
+        is_top: whether `index.json` names it.
+        repository: where it belongs, as far as `index.json` says that.
+        subject: the digest of its subject.
+    """
 
     descriptor: Descriptor
     tag: Tag | None
     is_top: bool
+    repository: RepositoryName | None = None
+    subject: Digest | None = None
 
 
 class ImageLayout:
     """A handler that answers pulls and lists from a layout; its content is in every repository alike."""
 
-    def __init__(self, files: LayoutFiles) -> None:
+    def __init__(self, files: LayoutFiles, *, hashed: bool = True) -> None:
         """Read from `files`; `open_layout` is how one is made."""
         self._files = files
+        self._hashed = hashed
         # Of a tar one thing is read at a time; and of a folder that is no harm.
         self._limiter = trio.CapacityLimiter(1)
         self._sizes: dict[Digest, int] = {}
@@ -124,28 +140,21 @@ class ImageLayout:
             LayoutInvalid: this is no layout, or a manifest in it is damaged.
         """
         try:
-            marker = msgspec.json.decode(await self._read("oci-layout", _MARKER_LIMIT), type=_Marker)
-            data = await self._read("index.json", MANIFEST_LIMIT)
-            index = parse_pushed(OCI_INDEX, data, Digest.of(data))
+            check_marker(await self._read("oci-layout", _MARKER_LIMIT))
+            index = parse_index(await self._read("index.json", MANIFEST_LIMIT))
         except FileNotFoundError as error:
             raise LayoutInvalid(f"not an image layout: there is no {Path(str(error.filename)).name} in it") from None
         except OSError as error:
             raise LayoutInvalid(f"{error.filename}: {error.strerror}") from None
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise LayoutInvalid(f"not an image layout: oci-layout: {error}") from None
-        except ManifestInvalid as error:
-            raise LayoutInvalid(f"index.json: {error.message}") from None
-        if not marker.version.startswith("1."):
-            raise LayoutInvalid(f"oci-layout: of version {marker.version[:20]!a}, where 1.0.0 is understood")
         for descriptor in index.manifests:
-            tag = _tag(descriptor)
+            repository, tag = entry_name(descriptor.annotations or {})
             if tag is not None:
                 self._tags[tag] = descriptor.digest
-            await self._enter(descriptor, tag)
+            await self._enter(descriptor, repository, tag)
         if not self.named:
             raise LayoutInvalid("index.json names no manifest")
 
-    async def _enter(self, top: Descriptor, tag: Tag | None) -> None:
+    async def _enter(self, top: Descriptor, repository: RepositoryName | None, tag: Tag | None) -> None:
         """Note the manifest `top` of `index.json` and all that it lists and is here, down to the last."""
         todo = [(top, True)]
         while todo:
@@ -164,11 +173,15 @@ class ImageLayout:
                 continue
             except (OSError, DigestInvalid, ManifestInvalid) as error:
                 reason = error.strerror if isinstance(error, OSError) else error.message
-                raise LayoutInvalid(f"{_path(digest)}: {reason}") from None
+                raise LayoutInvalid(f"{blob_path(digest)}: {reason}") from None
             self._manifests.add(digest)
-            self.named.append(Named(descriptor, tag if is_top else None, is_top))
-            if manifest.subject is not None:
-                self._referrers.setdefault(manifest.subject.digest, {})[digest] = manifest.referrer_descriptor()
+            subject = None if manifest.subject is None else manifest.subject.digest
+            if is_top:
+                self.named.append(Named(descriptor, tag, is_top, repository, subject))
+            else:
+                self.named.append(Named(descriptor, None, is_top, None, subject))
+            if subject is not None:
+                self._referrers.setdefault(subject, {})[digest] = manifest.referrer_descriptor()
             todo += [(child, False) for child in reversed(manifest.manifests)]
 
     async def _manifest(self, digest: Digest) -> Manifest:
@@ -177,7 +190,7 @@ class ImageLayout:
         Raises:
             OSError, DigestInvalid, ManifestInvalid: there is none, or what is there is not it.
         """
-        data = await self._read(_path(digest), MANIFEST_LIMIT)
+        data = await self._read(blob_path(digest), MANIFEST_LIMIT)
         if Digest.of(data, digest.algorithm) != digest:
             raise _damaged(digest)
         return parse_stored(data, digest)
@@ -210,17 +223,19 @@ class ImageLayout:
             raise ManifestUnknown("manifest unknown", detail={"reference": str(reference)}) from None
 
     async def pull_blob(self, operation: PullBlob) -> Blob:
-        """Return a blob, not yet open, whose content has the digest that was asked for.
+        """Return a blob, not yet open, whose content has the digest that was asked for, if the layout was so opened.
 
         Raises:
             BlobUnknown: it is not here.
             DigestInvalid: what is here in its place is something else.
         """
         digest = operation.digest
-        name = _path(digest)
+        name = blob_path(digest)
         if digest not in self._sizes:
             try:
-                self._sizes[digest] = await self._in_thread(partial(self._verified, digest))
+                self._sizes[digest] = await self._in_thread(
+                    partial(self._verified if self._hashed else self._size, digest)
+                )
             except OSError:
                 raise BlobUnknown("blob unknown", detail={"digest": str(digest)}) from None
         size = self._sizes[digest]
@@ -262,7 +277,7 @@ class ImageLayout:
         known = digest.algorithm in _HASHED
         hasher = hashlib.new(digest.algorithm, usedforsecurity=False) if known else None
         size = 0
-        with self._files.open(_path(digest)) as file:
+        with self._files.open(blob_path(digest)) as file:
             while chunk := file.read(_CHUNK):
                 size += len(chunk)
                 if hasher is not None:
@@ -270,6 +285,15 @@ class ImageLayout:
         if hasher is not None and hasher.hexdigest() != digest.encoded:
             raise _damaged(digest)
         return size
+
+    def _size(self, digest: Digest) -> int:
+        """Return the size of a blob. Runs in a thread.
+
+        Raises:
+            OSError: it is not here.
+        """
+        with self._files.open(blob_path(digest)) as file:
+            return file.seek(0, os.SEEK_END)
 
     async def list_tags(self, operation: ListTags) -> TagList:
         """Return the tags that `index.json` gives."""
@@ -290,41 +314,92 @@ class ImageLayout:
 
 
 @asynccontextmanager
-async def open_layout(path: Path) -> AsyncGenerator[ImageLayout]:
+async def open_layout(path: Path, *, hashed: bool = True) -> AsyncGenerator[ImageLayout]:
     """Open the layout at `path`, a folder or a tar.
+
+    Blobs are hashed before they count as being there; not if `hashed` is false, for whoever hashes what they pull.
 
     Raises:
         LayoutInvalid: it is none, or a manifest in it is damaged.
         OSError: it cannot be read.
     """
     if await trio.to_thread.run_sync(path.is_dir):
-        layout = ImageLayout(Folder(path))
+        layout = ImageLayout(Folder(path), hashed=hashed)
         await layout.read_index()
         yield layout
         return
     with open_regular(path) as file:
         try:
             archive = await trio.to_thread.run_sync(partial(tarfile.open, fileobj=file, mode="r:"))
-            layout = ImageLayout(await trio.to_thread.run_sync(Archive, archive))
+            layout = ImageLayout(await trio.to_thread.run_sync(Archive, archive), hashed=hashed)
         except (tarfile.TarError, ValueError, OverflowError) as error:
             raise LayoutInvalid(f"not a tar: {error}") from None
         await layout.read_index()
         yield layout
 
 
-def _path(digest: Digest) -> str:
+def check_marker(data: bytes) -> None:
+    """Look whether `data`, the file `oci-layout`, is that of a layout that is understood.
+
+    Raises:
+        LayoutInvalid: it is not.
+    """
+    try:
+        marker = msgspec.json.decode(data, type=_Marker)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise LayoutInvalid(f"not an image layout: oci-layout: {error}") from None
+    if not marker.version.startswith("1."):
+        raise LayoutInvalid(f"oci-layout: of version {marker.version[:20]!a}, where 1.0.0 is understood")
+
+
+def parse_index(data: bytes) -> Manifest:
+    """Return what `data`, the file `index.json`, says.
+
+    Raises:
+        LayoutInvalid: it is none.
+    """
+    try:
+        return parse_pushed(OCI_INDEX, data, Digest.of(data))
+    except ManifestInvalid as error:
+        raise LayoutInvalid(f"index.json: {error.message}") from None
+
+
+def blob_path(digest: Digest) -> str:
+    """Return where content lies in a layout."""
     # A digest has no slash, and neither of its parts is made of dots.
     return f"blobs/{digest.algorithm}/{digest.encoded}"
 
 
-def _tag(descriptor: Descriptor) -> Tag | None:
-    """Return the tag that `index.json` gives to a manifest; where a whole reference stands there, its tag."""
-    name = (descriptor.annotations or {}).get(REFERENCE_NAME, "")
-    try:
-        return Tag(name.rpartition(":")[2])
-    except TagInvalid:
-        return None
+def entry_name(annotations: Mapping[str, str]) -> tuple[RepositoryName | None, Tag | None]:
+    """Return what `index.json` calls a manifest: its repository and tag, as far as it says that.
+
+    Most tools write a tag; some a whole reference such as `docker.io/library/alpine:3.19`, or that in an annotation of
+    its own. The host in it is where an image came from, and no part of the repository's name.
+    """
+    whole = _split(annotations.get(IMAGE_NAME, ""))
+    repository, tag = _split(annotations.get(REFERENCE_NAME, ""))
+    return (whole[0] or repository), (tag or whole[1])
+
+
+def _split(text: str) -> tuple[RepositoryName | None, Tag | None]:
+    text, _, _ = text.partition("@")
+    path, colon, last = text.rpartition(":")
+    if "/" in last:
+        # The colon is that of a port.
+        path, colon, last = text, ":", ""
+    elif not colon:
+        # A tag alone.
+        path, last = "", text
+    host, slash, rest = path.partition("/")
+    if slash and (host == "localhost" or not set(".:").isdisjoint(host)):
+        path = rest
+    repository = tag = None
+    with suppress(NameInvalid):
+        repository = RepositoryName(path)
+    with suppress(TagInvalid):
+        tag = Tag(last)
+    return repository, tag
 
 
 def _damaged(digest: Digest) -> DigestInvalid:
-    return DigestInvalid(f"{_path(digest)} is damaged: its content has another digest")
+    return DigestInvalid(f"{blob_path(digest)} is damaged: its content has another digest")
