@@ -7,6 +7,7 @@
     cases         what is measured
     scripts       operations of clients as generators: they yield requests and are sent answers
     loop          many clients in one thread
+    pace          when operations begin: closed and open loop
     connection    one HTTP/1.1 connection
     messages      requests, answers, and bytes to push
     targets       where a registry is

@@ -130,10 +130,22 @@ class Connection:
     def start(self, request: Request) -> None:
         """Send a request, as soon as the connection is there."""
         self.request = request
-        self._to_send = memoryview(request.wire)
-        self._more = iter(request.parts)
+        sent = 0
         if self._phase == _IDLE:
             self._phase = _HEAD
+            if not request.parts:
+                # The usual way: all of it at once, and nothing to remember.
+                try:
+                    sent = self._socket.send(request.wire)
+                except OSError:
+                    # Tried again below, where it is found out why.
+                    sent = 0
+                if sent == len(request.wire):
+                    self._to_send = None
+                    return
+        self._to_send = memoryview(request.wire)[sent:]
+        self._more = iter(request.parts)
+        if self._phase == _HEAD:
             self._send()
 
     def advance(self, mask: int) -> Answer | None:

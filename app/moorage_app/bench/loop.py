@@ -1,9 +1,4 @@
-"""Many clients in one thread: each does one operation after another, and what became of them is counted.
-
-Closed, every client begins its next operation as soon as the last one has ended. Open, operations are due at a fixed rate
-and whichever client is free takes the next; their latencies count from when they were due, so that a registry which stalls
-is charged for all that had to wait, and not only for the one request that it stalled.
-"""
+"""Many clients in one thread: each does one operation after another, and what became of them is counted."""
 
 import heapq
 import select
@@ -11,11 +6,12 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Generator
-from typing import NamedTuple, Protocol, Self
+from typing import NamedTuple, Self
 
 from .connection import Connection
 from .messages import Answer, Failed, Request
-from .statistics import NS, Schedule, Tally
+from .pace import Pace
+from .statistics import NS, Tally
 from .targets import Origin, WrongTarget
 
 Script = Generator[Request, Answer, int]
@@ -33,91 +29,9 @@ _BUFFER_BYTES = 1 << 20
 _LOOK_NS = NS // 5
 _REST_NS = NS // 50
 """How long a client waits after its connection failed: a registry that is gone is not asked as fast as can be."""
-_LATE_NS = NS // 1000
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 _OF_THE_CONNECTION = frozenset({"connect", "tls", "closed", "timeout", "garbage"})
-
-
-class Pace(Protocol):
-    """Decides when operations begin."""
-
-    def begin(self, now: int) -> None:
-        """Count time from here."""
-        ...
-
-    def take(self, now: int) -> int | None:
-        """Return since when the latency of the operation counts that a client begins now; None when none begins."""
-        ...
-
-    def wait(self, now: int) -> int | None:
-        """Return in how many nanoseconds there is something to take; None when there never is."""
-        ...
-
-
-class Closed:
-    """As fast as can be: until `seconds` are over, and at most `count` times."""
-
-    def __init__(self, count: int, seconds: float = float("inf")) -> None:
-        self._left = count
-        self._seconds = seconds
-        self._end = float("inf")
-
-    def begin(self, now: int) -> None:
-        """Count time from here."""
-        self._end = now + self._seconds * NS
-
-    def take(self, now: int) -> int | None:
-        """Return since when the latency counts of what begins now; None when nothing begins."""
-        if self._left <= 0 or now >= self._end:
-            return None
-        self._left -= 1
-        return now
-
-    def wait(self, now: int) -> int | None:
-        """Return in how many nanoseconds something begins; None when nothing does any more."""
-        return None if self._left <= 0 or now >= self._end else 0
-
-
-class Open:
-    """At a fixed rate, for `seconds`, and at most `count` times."""
-
-    def __init__(self, schedule: Schedule, count: int, seconds: float) -> None:
-        self._schedule = schedule
-        self._most = min(count, schedule.due_before(round(seconds * NS)))
-        self._taken = 0
-        self._start = 0
-        self._end = round(seconds * NS)
-        self.late = 0
-        """How many began more than a millisecond after they were due."""
-
-    @property
-    def unstarted(self) -> int:
-        """How many were due and did not begin."""
-        return self._most - self._taken
-
-    def begin(self, now: int) -> None:
-        """Count time from here."""
-        self._start = now
-        self._end += now
-
-    def take(self, now: int) -> int | None:
-        """Return since when the latency counts of what begins now; None when nothing begins."""
-        if self._taken >= self._most or now >= self._end:
-            return None
-        due = self._start + self._schedule.due(self._taken)
-        if due > now:
-            return None
-        self._taken += 1
-        if now - due > _LATE_NS:
-            self.late += 1
-        return due
-
-    def wait(self, now: int) -> int | None:
-        """Return in how many nanoseconds something begins; None when nothing does any more."""
-        if self._taken >= self._most or now >= self._end:
-            return None
-        return max(0, self._start + self._schedule.due(self._taken) - now)
 
 
 class _Client:
@@ -258,10 +172,13 @@ class Loop:
             self._begin(self._idle.pop(), due)
 
     def _begin(self, client: _Client, due: int) -> None:
-        """Let a client begin an operation."""
+        """Let a client begin the next operation."""
+        self._start(client, due, self._operation())
+
+    def _start(self, client: _Client, due: int, operation: Operation) -> None:
         self._busy += 1
         client.began = due
-        client.series, what = self._operation()
+        client.series, what = operation
         try:
             if isinstance(what, Request):
                 client.script, first = None, what
@@ -333,7 +250,7 @@ class Loop:
             if request.size is not None and answer.size != request.size and answer.status not in _REDIRECTS:
                 raise Failed("length", f"{request.method} {request.path}: {answer.size} bytes, not {request.size}")
             if client.script is None:
-                self._ended(client, answer.size + request.body_size, now)
+                self._ended_one(client, connection, answer.size + request.body_size, now)
             else:
                 self._ask(client, client.script.send(answer))
         except StopIteration as done:
@@ -362,6 +279,28 @@ class Loop:
             tally = self.tallies[client.series] = Tally()
         tally.count(max(0, now - client.began), size)
         self._next(client, now)
+
+    def _ended_one(self, client: _Client, connection: Connection, size: int, now: int) -> None:
+        """Do what `_ended` does, after a single request: the same one again, in few steps, since there are so many."""
+        tally = self.tallies.get(client.series)
+        if tally is None or not connection.is_ready:
+            self._ended(client, size, now)
+            return
+        tally.count(max(0, now - client.began), size)
+        due = self._pace.take(now)
+        if due is None:
+            self._free(client)
+            self._idle.append(client)
+            return
+        following = self._operation()
+        what = following.what
+        if not isinstance(what, Request) or what.origin != connection.origin:
+            self._free(client)
+            self._start(client, due, following)
+            return
+        client.series, client.began, client.request = following.series, due, what
+        client.redirects = 0
+        connection.start(what)
 
     def _failed(self, client: _Client, failed: Failed, now: int) -> None:
         """Count an operation that did not end well, and begin the next; not at once if it was the connection's fault."""

@@ -17,7 +17,8 @@ from types import FrameType
 import msgspec
 
 from .cases import Case, Setting
-from .loop import Closed, Loop, Open
+from .loop import Loop
+from .pace import Closed, Open
 from .scripts import Left
 from .seeding import Session
 from .statistics import NS, Schedule, Tally, add_tallies, shares
@@ -212,7 +213,7 @@ def _generate(
         signal.signal(signal.SIGTERM, stop)
         loop.connect()
         os.write(telling, b"r")
-        os.read(hearing, 1)
+        select.select([hearing], (), (), 2 * _PATIENCE)
         before = time.process_time()
         loop.run()
         cpu = time.process_time() - before

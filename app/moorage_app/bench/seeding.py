@@ -13,8 +13,9 @@ from urllib.parse import urlencode, urljoin
 import msgspec
 
 from .cases import SMALL_BLOB, SMALL_LAYERS, STORM_LAYERS, STORM_TAG, TAG, Seeded, Sizes
-from .loop import Closed, Loop, Operation
+from .loop import Loop, Operation
 from .messages import Answer, Content, Endpoint, Failed, Request
+from .pace import Closed
 from .scripts import (
     Left,
     Script,
@@ -91,8 +92,7 @@ class Session:
         Raises:
             Failed: one of them failed.
         """
-        waiting = iter(list(scripts))
-        every = list(waiting)
+        every = list(scripts)
         queue = iter(every)
 
         def following() -> Operation:
