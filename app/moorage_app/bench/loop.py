@@ -224,13 +224,15 @@ class Loop:
         if connection.is_open:
             self._epoll.modify(connection.descriptor, connection.interest)
             connection.watched = connection.interest
-        else:
-            self._by_descriptor.pop(connection.descriptor, None)
 
     def _drop(self, connection: Connection) -> None:
         connection.close()
-        self._by_descriptor.pop(connection.descriptor, None)
-        self._clients[connection.owner].connections.pop(connection.origin, None)
+        # Its descriptor, and its client, may have got another one meanwhile.
+        if self._by_descriptor.get(connection.descriptor) is connection:
+            del self._by_descriptor[connection.descriptor]
+        connections = self._clients[connection.owner].connections
+        if connections.get(connection.origin) is connection:
+            del connections[connection.origin]
 
     def _answered(self, connection: Connection, answer: Answer, now: int) -> None:
         """Judge an answer, and let its client go on."""

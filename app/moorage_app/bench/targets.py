@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 PORTS = {"http": 80, "https": 443}
+_HOST = re.compile(r"[a-z0-9._:%-]+")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,63}")
 
 
@@ -68,7 +69,7 @@ def parse_origin(url: str) -> Origin:
         scheme, host, port = parts.scheme.lower(), parts.hostname or "", parts.port
     except ValueError as error:
         raise WrongTarget(f"{url!r}: no URL: {error}") from error
-    if scheme not in PORTS or not host or not host.isascii():
+    if scheme not in PORTS or not _HOST.fullmatch(host):
         raise WrongTarget(f"{url!r}: a registry's URL is such as http://127.0.0.1:5000 or https://registry.example.org")
     return Origin(scheme, host, PORTS[scheme] if port is None else port)
 
@@ -89,8 +90,7 @@ def parse_target(text: str) -> Target:
         raise WrongTarget(f"{origin.authority}: passwords do not belong into a URL; see --username")
     if parts.query or parts.fragment or not re.fullmatch(r"[!-~]*", parts.path):
         raise WrongTarget(f"{url!r}: a registry's URL ends with its path")
-    name = name or f"{origin.host}:{origin.port}"
-    if not _NAME.fullmatch(name):
+    if name and not _NAME.fullmatch(name):
         raise WrongTarget(f"{name!r}: a target's name is of letters, digits, dots and dashes")
     prefix = parts.path.rstrip("/").removesuffix("/v2")
-    return Target(name, f"{origin.scheme}://{origin.authority}{prefix}", origin, prefix)
+    return Target(name or origin.authority, f"{origin.scheme}://{origin.authority}{prefix}", origin, prefix)
