@@ -29,6 +29,7 @@ _BUFFER_BYTES = 1 << 20
 _LOOK_NS = NS // 5
 _REST_NS = NS // 50
 """How long a client waits after its connection failed: a registry that is gone is not asked as fast as can be."""
+_LAST_NS = 2 * NS
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _MOST_REDIRECTS = 5
 _OF_THE_CONNECTION = frozenset({"connect", "tls", "closed", "timeout", "garbage"})
@@ -78,8 +79,8 @@ class Loop:
         self._addresses: dict[Origin, list[tuple[socket.AddressFamily, tuple[str, int]]]] = {}
         self._epoll = select.epoll()
         self._give_up_at: float = float("inf")
-        self.stopped = False
-        """Set from outside, by a signal: what is under way is given up."""
+        self._stopping = False
+        self._over = False
         self.tallies: dict[str, Tally] = {}
         self.requests = 0
         self.unfinished = 0
@@ -96,6 +97,10 @@ class Loop:
                 client.script.close()
         self._epoll.close()
 
+    def stop(self) -> None:
+        """Let nothing begin any more: answers under way are waited for, a little, so that it is known what was pushed."""
+        self._stopping = True
+
     def connect(self) -> None:
         """Connect every client, so that this is no part of what is measured; what fails is tried again later."""
         deadline = time.perf_counter_ns() + self._timeout
@@ -105,7 +110,7 @@ class Loop:
             except Failed:
                 return
         waiting = set(self._by_descriptor)
-        while waiting and not self.stopped and (left := deadline - time.perf_counter_ns()) > 0:
+        while waiting and not self._stopping and (left := deadline - time.perf_counter_ns()) > 0:
             for descriptor, mask in self._epoll.poll(min(left / NS, 0.2)):
                 connection = self._by_descriptor[descriptor]
                 try:
@@ -125,7 +130,7 @@ class Loop:
         self._idle = list(self._clients)
         self._begin_idle(now)
         poll, by_descriptor, clock = self._epoll.poll, self._by_descriptor, time.perf_counter_ns
-        while not self.stopped:
+        while not self._over:
             if self._idle or self._resting:
                 self._sleep(now)
                 events = poll(0.0)
@@ -151,7 +156,7 @@ class Loop:
             if now > look:
                 look = now + _LOOK_NS
                 self._look(now)
-            if not self._busy and not self._resting and self._pace.wait(now) is None:
+            if not self._busy and (self._stopping or (not self._resting and self._pace.wait(now) is None)):
                 break
         self.elapsed = max(1, time.perf_counter_ns() - start)
         self.unfinished += self._busy
@@ -165,10 +170,13 @@ class Loop:
             waits.append(max(0, self._resting[0][0] - now))
         select.select([self._epoll], (), (), min(waits) / NS)
 
+    def _take(self, now: int) -> int | None:
+        return None if self._stopping else self._pace.take(now)
+
     def _begin_idle(self, now: int) -> None:
         while self._resting and self._resting[0][0] <= now:
             self._idle.append(self._clients[heapq.heappop(self._resting)[1]])
-        while self._idle and (due := self._pace.take(now)) is not None:
+        while self._idle and (due := self._take(now)) is not None:
             self._begin(self._idle.pop(), due)
 
     def _begin(self, client: _Client, due: int) -> None:
@@ -254,7 +262,13 @@ class Loop:
             if client.script is None:
                 self._ended_one(client, connection, answer.size + request.body_size, now)
             else:
-                self._ask(client, client.script.send(answer))
+                following = client.script.send(answer)
+                if self._stopping:
+                    client.script.close()
+                    self._free(client)
+                    self.unfinished += 1
+                else:
+                    self._ask(client, following)
         except StopIteration as done:
             self._ended(client, int(done.value or 0), now)
         except Failed as failed:
@@ -289,7 +303,7 @@ class Loop:
             self._ended(client, size, now)
             return
         tally.count(max(0, now - client.began), size)
-        due = self._pace.take(now)
+        due = self._take(now)
         if due is None:
             self._free(client)
             self._idle.append(client)
@@ -323,7 +337,7 @@ class Loop:
 
     def _next(self, client: _Client, now: int) -> None:
         self._free(client)
-        due = self._pace.take(now)
+        due = self._take(now)
         if due is None:
             self._idle.append(client)
         else:
@@ -343,12 +357,14 @@ class Loop:
             if request is not None and now - connection.touched > self._timeout:
                 message = f"{request.method} {request.path}: nothing for {self._timeout / NS:g} s"
                 self._broke(connection, Failed("timeout", message), now)
-        if self._pace.wait(now) is not None:
-            self._give_up_at = float("inf")
-        elif self._give_up_at == float("inf"):
-            self._give_up_at = now + self._timeout
-        elif now > self._give_up_at:
-            self.stopped = True
+        if self._give_up_at == float("inf"):
+            if self._stopping:
+                self._give_up_at = now + _LAST_NS
+            elif self._pace.wait(now) is None:
+                self._give_up_at = now + self._timeout
+        elif self._stopping:
+            self._give_up_at = min(self._give_up_at, now + _LAST_NS)
+        self._over = now > self._give_up_at
 
 
 def _said(request: Request, answer: Answer) -> str:

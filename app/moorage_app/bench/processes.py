@@ -24,7 +24,7 @@ from .seeding import Session
 from .statistics import NS, Schedule, Tally, add_tallies, shares
 
 _PATIENCE = 15.0
-_END_SECONDS = 3.0
+_END_SECONDS = 5.0
 
 
 class Bounds(msgspec.Struct, frozen=True):
@@ -82,6 +82,8 @@ def measure(case: Case, clients: int, session: Session, setting: Setting, bounds
             parts.append(workers[len(parts)].result(bounds.seconds + 2 * bounds.timeout + _PATIENCE))
     finally:
         # On the way out of an interrupt, what was pushed is still wanted.
+        for worker in workers[len(parts) :]:
+            worker.stop()
         parts += [worker.end() for worker in workers[len(parts) :]]
         left = session.seeded.left
         for part in parts:
@@ -154,10 +156,14 @@ class _Worker:
             return self.end()
         return self._finish()
 
-    def end(self) -> Measured:
-        """Ask it to stop, and return what it has counted; kill it if it does not stop."""
+    def stop(self) -> None:
+        """Ask it to stop."""
         os.kill(self.pid, signal.SIGTERM)
         self.go()
+
+    def end(self) -> Measured:
+        """Ask it to stop, and return what it has counted; kill it if it does not stop."""
+        self.stop()
         if not self._hear(_END_SECONDS):
             os.kill(self.pid, signal.SIGKILL)
         return self._finish()
@@ -208,7 +214,7 @@ def _generate(
     ) as loop:
 
         def stop(_number: int, _frame: FrameType | None) -> None:
-            loop.stopped = True
+            loop.stop()
 
         signal.signal(signal.SIGTERM, stop)
         loop.connect()
