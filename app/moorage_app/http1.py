@@ -7,8 +7,8 @@ Answers for RFC 9112. Heads are parsed by llhttp (httptools); framing is decided
   request of a connection is looked for only where the last one certainly ended.
 - **Bounded.** A head, the extensions of chunks and the trailers have a size, a head and each step of a body and of an
   answer have a time. A client that is given up is given up with its connection, and with nothing else.
-- **No task beside the connection's own.** The application is called where the request was read, and receives and sends
-  by direct calls. What is not asked for is not read: a slow application slows its client down, and nobody's memory
+- **No task beside the connection's own**, but one for all that looks, once a second, whether anybody still waits. The
+  application is called where the request was read, and receives and sends by direct calls. What is not asked for is not read: a slow application slows its client down, and nobody's memory
   fills.
 - A client that has left is told by `http.disconnect`, and by `ClientLeft` to who sends. It has left when its side of the
   connection is closed and somebody asks; an answer that is ready all the same is sent, for it may still listen.
@@ -18,8 +18,9 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+import select
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import IO, Final, Protocol, cast
@@ -29,7 +30,7 @@ import httptools
 import trio
 from hypercorn.typing import ASGIReceiveEvent, ASGISendEvent, HTTPScope
 
-from moorage import ClientLeft
+from moorage import ClientLeft, encode_json
 
 _log = logging.getLogger("moorage.http1")
 
@@ -57,6 +58,7 @@ _JOINED: Final = 64 << 10
 _SENDFILE: Final = 2 << 20
 _CACHE_STEP: Final = 128 << 10
 _FAIR: Final = 16
+_LOOK_SECONDS: Final = 1.0
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -78,6 +80,7 @@ class Transport(Protocol):
     """What a connection is made of."""
 
     can_send_files: bool
+    descriptor: int
 
     async def receive(self, count: int) -> bytes:
         """Return up to `count` bytes, none at the end. Raises ClientLeft: the connection broke."""
@@ -103,25 +106,57 @@ class Connections:
         """Serve `application`."""
         self.application = application
         self.draining = False
-        self._idle: set[trio.CancelScope] = set()
+        # Those that wait for a request, and those that answer one, with the look at which they began to.
+        self._idle: dict[Http1, int] = {}
+        self._busy: dict[Http1, int] = {}
+        self._looks = 0
         self._date_second = 0.0
         self._date = b""
 
     def drain(self) -> None:
         """End connections that wait for a request, and the others with the answers that are under way."""
         self.draining = True
-        for scope in self._idle:
-            scope.cancel()
+        for connection in self._idle:
+            connection.give_up()
 
-    @contextmanager
-    def idle(self) -> Generator[trio.CancelScope]:
-        """Be waiting for a request, for so long and until there is a drain."""
-        with trio.move_on_after(IDLE_SECONDS) as scope:
-            self._idle.add(scope)
-            try:
-                yield scope
-            finally:
-                self._idle.discard(scope)
+    async def watch(self) -> None:
+        """End connections that have waited too long for a request, or whose client does not wait for its answer.
+
+        All are looked at, once a second, by one task, which never returns: a deadline, or a task, for each request
+        would cost more than its parsing.
+        """
+        while True:
+            await trio.sleep(_LOOK_SECONDS)
+            self._looks += 1
+            for connection, since in self._idle.items():
+                if (self._looks - since) * _LOOK_SECONDS > IDLE_SECONDS:
+                    connection.give_up()
+            late = {
+                connection.descriptor: connection
+                for connection, since in self._busy.items()
+                if self._looks - since > 1 and connection.is_waited_for
+            }
+            if late:
+                poll = select.poll()
+                for descriptor in late:
+                    poll.register(descriptor, select.POLLRDHUP)
+                for descriptor, _ in poll.poll(0):
+                    late[descriptor].client_left()
+
+    @property
+    def idle(self) -> "dict[Http1, int]":
+        """Connections that wait for a request; each puts itself in."""
+        return self._idle
+
+    @property
+    def busy(self) -> "dict[Http1, int]":
+        """Connections that answer a request; each puts itself in."""
+        return self._busy
+
+    @property
+    def looks(self) -> int:
+        """How often was looked at the connections."""
+        return self._looks
 
     def date(self) -> bytes:
         """Return the header `date`, made once a second."""
@@ -162,6 +197,10 @@ class Http1:
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
+        self._scope = trio.CancelScope()
+        self._exchange: _Exchange | None = None
+        self.left = False
+        """Whether the client did not wait for its answer."""
 
     # ---- what llhttp tells of a head
 
@@ -181,6 +220,30 @@ class Http1:
         Returns:
             None, or, when the client begins with HTTP/2, all that was received.
         """
+        with self._scope:
+            return await self._serve()
+        return None
+
+    def give_up(self) -> None:
+        """End the connection, which waits for a request."""
+        self._scope.cancel()
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor of the connection's socket."""
+        return self._transport.descriptor
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the client has sent a whole request and nothing has been answered."""
+        return self._exchange is not None and self._exchange.is_waited_for
+
+    def client_left(self) -> None:
+        """End what is done for a client that has left."""
+        self.left = True
+        self._scope.cancel()
+
+    async def _serve(self) -> bytes | None:
         first = True
         while True:
             try:
@@ -190,14 +253,21 @@ class Http1:
                 if first and head == _PREFACE[:18]:
                     return head + self._buffer
                 first = False
-                exchange = self._exchange(head)
+                exchange = self._begin(head)
             except _Refused as refused:
                 await self.refuse(refused)
                 return None
             except ClientLeft:
                 return None
-            if not await exchange.run(self._connections.application):
-                return None
+            connections = self._connections
+            connections.busy[self] = connections.looks
+            self._exchange = exchange
+            try:
+                if not await exchange.run(connections.application):
+                    return None
+            finally:
+                self._exchange = None
+                del connections.busy[self]
 
     async def _read_head(self) -> bytes | None:
         """Return the next head, with the empty line at its end; None when there is none any more.
@@ -212,8 +282,7 @@ class Http1:
         at = buffer.find(b"\r\n\r\n")
         if at < 0:
             if not buffer and not self._connections.draining:
-                with self._connections.idle():
-                    buffer = await self._transport.receive(_READ)
+                buffer = await self._wait_for_request()
             if not buffer:
                 return None
             if buffer[:2] == b"\r\n":
@@ -225,6 +294,16 @@ class Http1:
             raise _Refused(431, "the head is too large")
         self._buffer = buffer[at + 4 :]
         return buffer[: at + 4]
+
+    async def _wait_for_request(self) -> bytes:
+        connections = self._connections
+        connections.idle[self] = connections.looks
+        try:
+            received = await self._transport.receive(_READ)
+        finally:
+            del connections.idle[self]
+        # Given up in the moment in which something came: what is begun would be cut off.
+        return b"" if self._scope.cancel_called else received
 
     async def _rest_of_head(self, buffer: bytes) -> tuple[bytes, int]:
         with trio.move_on_after(HEAD_SECONDS):
@@ -243,7 +322,7 @@ class Http1:
                     return buffer, at
         raise _Refused(408, "the head takes too long")
 
-    def _exchange(self, head: bytes) -> "_Exchange":
+    def _begin(self, head: bytes) -> "_Exchange":
         """Return the exchange that begins with `head`.
 
         Raises:
@@ -251,7 +330,7 @@ class Http1:
         """
         line = _REQUEST_LINE.match(head)
         if line is None:
-            raise _Refused(505 if _is_of_another_version(head) else 400, "no request line")
+            raise _Refused(400, "no request line of HTTP/1.0 or HTTP/1.1")
         self._url, self._headers = b"", []
         try:
             self._parser.feed_data(head)
@@ -259,14 +338,12 @@ class Http1:
             # Nothing is upgraded to, and what follows is read as HTTP/1.1 again (RFC 9110, 7.8).
             self._parser = httptools.HttpRequestParser(self)
         except httptools.HttpParserInvalidMethodError:
-            raise _Refused(501, "an unknown method") from None
+            self._parse_with_another_method(head[line.end(1) :])
         except httptools.HttpParserError as error:
             raise _Refused(400, str(error)) from None
         method, target, headers = line[1], self._url, self._headers
         if len(headers) > HEADERS_LIMIT:
             raise _Refused(431, "too many headers")
-        if method == b"CONNECT":
-            raise _Refused(501, "no proxy")
         minor = head[line.end() - 3 : line.end() - 2]
         length, chunked, keep, continues = _framing(headers, is_1_1=minor == b"1")
         if length != 0 or chunked:
@@ -299,12 +376,23 @@ class Http1:
             continues=continues,
         )
 
+    def _parse_with_another_method(self, rest: bytes) -> None:
+        """Parse a head whose method llhttp does not know; the application says what it thinks of it."""
+        self._parser = httptools.HttpRequestParser(self)
+        self._url, self._headers = b"", []
+        try:
+            self._parser.feed_data(b"GET" + rest)
+        except httptools.HttpParserUpgrade:
+            self._parser = httptools.HttpRequestParser(self)
+        except httptools.HttpParserError as error:
+            raise _Refused(400, str(error)) from None
+
     async def refuse(self, refused: _Refused) -> None:
         """Say what is wrong with what was sent, and give up the connection."""
         _log.debug("refused: %s", refused)
         reason = _REASONS[refused.status]
-        body = reason + b"\n"
-        head = b"HTTP/1.1 %d %s\r\n%scontent-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        body = encode_json({"errors": [{"code": "UNSUPPORTED", "message": f"not served: {refused}"}]})
+        head = b"HTTP/1.1 %d %s\r\n%scontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         with suppress(ClientLeft):
             await self._transport.send(head % (refused.status, reason, self._connections.date(), len(body)) + body)
             await self.linger()
@@ -360,13 +448,13 @@ class Http1:
 
 
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
-_EXTENSIONS: Final[dict[str, dict[object, object]]] = {}
-_EXTENSIONS_WITH_FILES: Final[dict[str, dict[object, object]]] = {"http.response.zerocopysend": {}}
+WATCHED: Final = "moorage.watched"
+"""The extension of ASGI's scope that says: who answers is cancelled when the client leaves, and need not look."""
+_EXTENSIONS: Final[dict[str, dict[object, object]]] = {WATCHED: {}}
+_EXTENSIONS_WITH_FILES: Final[dict[str, dict[object, object]]] = {WATCHED: {}, "http.response.zerocopysend": {}}
 
 
-def _is_of_another_version(head: bytes) -> bool:
-    line = head.partition(b"\r\n")[0]
-    return re.fullmatch(rb"\S+ \S+ HTTP/[0-9](?:\.[0-9])?", line) is not None
+_FRAMING_HEADERS: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"})
 
 
 def _framing(headers: list[tuple[bytes, bytes]], *, is_1_1: bool) -> tuple[int, bool, bool, bool]:
@@ -380,6 +468,8 @@ def _framing(headers: list[tuple[bytes, bytes]], *, is_1_1: bool) -> tuple[int, 
     keep = is_1_1
     hosts = 0
     for name, value in headers:
+        if name not in _FRAMING_HEADERS:
+            continue
         match name:
             case b"host":
                 hosts += 1
@@ -391,7 +481,7 @@ def _framing(headers: list[tuple[bytes, bytes]], *, is_1_1: bool) -> tuple[int, 
                 if length is not None or chunked or not is_1_1:
                     raise _Refused(400, "the length is not clear")
                 if value.strip(b" \t").lower() != b"chunked":
-                    raise _Refused(501, "an unknown transfer coding")
+                    raise _Refused(400, "an unknown transfer coding")
                 chunked = True
             case b"connection":
                 options = [option.strip() for option in value.lower().split(b",")]
@@ -458,6 +548,11 @@ class _Exchange:
         head = b"HTTP/1.1 500 %s\r\n%scontent-length: 0\r\nconnection: close\r\n\r\n"
         await self._connection.transport.send(head % (reason, self._connection.connections.date()))
         await self._connection.linger()
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the whole request was received and nothing has been answered."""
+        return self._received and not self._began
 
     # ---- receiving
 
@@ -580,16 +675,19 @@ class _Exchange:
             raise RuntimeError("an answer begins with its start")
         self._began = True
         status = cast("int", start["status"])
-        parts = [b"HTTP/1.1 %d %s\r\n" % (status, _REASONS.get(status, b"")), self._connection.connections.date()]
-        announced = False
-        for name, value in cast("list[tuple[bytes, bytes]]", start.get("headers", [])):
-            if b"\n" in value or b"\r" in value or b"\n" in name or b"\r" in name:
-                raise ValueError(f"a header of the answer has a line break: {name!r}")
+        headers = cast("list[tuple[bytes, bytes]]", start.get("headers", []))
+        block = b"".join([b"%s: %s\r\n" % header for header in headers])
+        if block.count(b"\n") != len(headers) or block.count(b"\r") != len(headers):
+            raise ValueError("a header of the answer has a line break")
+        for name, value in headers:
             if name == b"content-length":
-                announced = True
                 self._to_send = int(value)
-            parts.append(b"%s: %s\r\n" % (name, value))
-        if not announced and status not in _BODILESS:
+        parts = [
+            b"HTTP/1.1 %d %s\r\n" % (status, _REASONS.get(status, b"")),
+            self._connection.connections.date(),
+            block,
+        ]
+        if self._to_send is None and status not in _BODILESS:
             if whole is not None:
                 parts.append(b"content-length: %d\r\n" % whole)
             elif self._is_1_1:
@@ -683,7 +781,7 @@ class ClearText:
         """Use the socket of `stream`, which stays the owner."""
         self.can_send_files = True
         self._stream = stream
-        self._descriptor = stream.socket.fileno()
+        self.descriptor = stream.socket.fileno()
         self._at_once = 0
 
     async def receive(self, count: int) -> bytes:
@@ -695,7 +793,7 @@ class ClearText:
             await trio.lowlevel.checkpoint()
         while True:
             try:
-                return os.read(self._descriptor, count)
+                return os.read(self.descriptor, count)
             except BlockingIOError:
                 self._at_once = 0
                 await self._wait(trio.lowlevel.wait_readable)
@@ -704,10 +802,10 @@ class ClearText:
 
     async def send(self, *pieces: bytes) -> None:
         """Send everything."""
-        left = [memoryview(piece) for piece in pieces if piece]
+        left: list[bytes | memoryview] = [piece for piece in pieces if piece]
         while left:
             try:
-                sent = os.write(self._descriptor, left[0]) if len(left) == 1 else os.writev(self._descriptor, left)
+                sent = os.write(self.descriptor, left[0]) if len(left) == 1 else os.writev(self.descriptor, left)
             except BlockingIOError:
                 await self._wait_writable()
                 continue
@@ -716,7 +814,7 @@ class ClearText:
             while left and sent >= len(left[0]):
                 sent -= len(left.pop(0))
             if sent:
-                left[0] = left[0][sent:]
+                left[0] = memoryview(left[0])[sent:]
 
     async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
         """Send `head`, then `count` bytes of a file from the page cache to the socket."""
@@ -731,7 +829,7 @@ class ClearText:
                 # Read by a thread, so that the loop does not wait for a disk.
                 await trio.to_thread.run_sync(_fetch, descriptor, offset, some)
             try:
-                sent = os.sendfile(self._descriptor, descriptor, offset, some)
+                sent = os.sendfile(self.descriptor, descriptor, offset, some)
             except BlockingIOError:
                 await self._wait_writable()
                 continue
@@ -752,7 +850,7 @@ class ClearText:
 
     async def _wait(self, until: Callable[[int], Awaitable[None]]) -> None:
         try:
-            await until(self._descriptor)
+            await until(self.descriptor)
         except trio.ClosedResourceError as error:
             raise ClientLeft("the connection was closed") from error
 
@@ -803,10 +901,12 @@ def _fetch(descriptor: int, offset: int, count: int) -> None:
 class OverStream:
     """A connection that something lies between, such as TLS."""
 
-    def __init__(self, stream: trio.abc.HalfCloseableStream | trio.SSLStream[trio.SocketStream]) -> None:
+    def __init__(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]) -> None:
         """Use `stream`, which stays the owner."""
         self.can_send_files = False
         self._stream = stream
+        socket = stream.transport_stream.socket if isinstance(stream, trio.SSLStream) else stream.socket
+        self.descriptor = socket.fileno()
 
     async def receive(self, count: int) -> bytes:
         """Return up to `count` bytes, none at the end."""
