@@ -36,6 +36,7 @@ from moorage import (
     RegistryError,
     SizeInvalid,
     Unavailable,
+    open_helpers,
 )
 
 from .hooks import Route
@@ -384,16 +385,9 @@ async def _watching(body: RequestBody, scope: trio.CancelScope) -> AsyncGenerato
         await body.wait_left()
         scope.cancel()
 
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with open_helpers() as nursery:
         nursery.start_soon(watch)
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - raised below, outside the nursery's group
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        yield
 
 
 async def _manifest_push(request: Request, body: RequestBody) -> Operation[object]:

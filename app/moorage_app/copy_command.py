@@ -20,6 +20,7 @@ from moorage import (
     PluginError,
     PluginManager,
     move,
+    open_helpers,
     open_store,
     plan_move,
 )
@@ -79,15 +80,9 @@ async def _copy(source: Side, destination: Side, *, jobs: int, remove: bool, dry
 
 async def _move(plan: Plan, source: Driver, destination: Driver, *, jobs: int, remove: bool, shown: "_Shown") -> Moved:
     shown.begin(plan)
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(shown.keep_telling)
-            moved = await move(plan, source, destination, jobs=jobs, remove=remove, advance=shown.advance)
-            nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        # The other task raises nothing.
-        raise group.exceptions[0] from None
-    return moved
+    async with open_helpers() as nursery:
+        nursery.start_soon(shown.keep_telling)
+        return await move(plan, source, destination, jobs=jobs, remove=remove, advance=shown.advance)
 
 
 def _tell(plan: Plan, moved: Moved, *, remove: bool) -> int:

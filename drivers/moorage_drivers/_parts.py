@@ -11,7 +11,7 @@ from functools import partial
 
 import trio
 
-from moorage import StoreUnavailable
+from moorage import StoreUnavailable, open_helpers
 
 from ._retry import RetryOptions, retried
 
@@ -246,17 +246,11 @@ async def open_part_writer(
         buffered: bytes that are in no part yet.
         at_once: how many parts may be under way.
     """
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with open_helpers() as nursery:
         writer = PartWriter(
             nursery, budgets, send, part_size=part_size, next_part=next_part, buffered=buffered, at_once=at_once
         )
         try:
             yield writer
-        except Exception as error:  # noqa: BLE001 - raised below, outside the group that a nursery makes of it
-            failure = error
         finally:
             writer.release()
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure

@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, as
 import msgspec
 import trio
 
-from moorage import DriverError, RangeUnsatisfiable, Reader, Stat, StoreUnavailable
+from moorage import DriverError, RangeUnsatisfiable, Reader, Stat, StoreUnavailable, open_helpers
 
 from ._parts import ByteBudget
 
@@ -113,16 +113,11 @@ async def open_by_ranges(
             async with aclosing(ranges.resumed(start, end, chunks)) as pieces:
                 yield Reader(stat, pieces)
             return
-        failure: Exception | None = None
-        async with trio.open_nursery() as nursery:
-            try:
-                async with aclosing(_ahead(ranges, start, wanted, chunks, budget, nursery)) as pieces:
-                    yield Reader(stat, pieces)
-            except Exception as error:  # noqa: BLE001 - raised below, outside the group that a nursery makes of it
-                failure = error
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        async with (
+            open_helpers() as nursery,
+            aclosing(_ahead(ranges, start, wanted, chunks, budget, nursery)) as pieces,
+        ):
+            yield Reader(stat, pieces)
 
 
 async def _ahead(
