@@ -147,6 +147,10 @@ class PartWriter:
         self.buffered += data
         while len(self.buffered) >= (size := self._part_size(self._next)):
             self._begin(size)
+        if self._further and len(self.buffered) <= _FIRST:
+            # What is left has its room on the first account.
+            self._budgets.further.give(self._further)
+            self._further = 0
 
     async def flush(self, *, minimum: int) -> None:
         """Send what is buffered as a part, if it has `minimum` bytes; wait until all parts have been sent.
@@ -181,11 +185,13 @@ class PartWriter:
         if not self._first:
             await self._budgets.first.take(_FIRST)
             self._first = _FIRST
-        if size > _FIRST and size - _FIRST > self._further:
-            # A whole part's room at once: half a part that waits for more would keep it from others.
-            wanted = max(self._part_size(self._next), size) - _FIRST - self._further
+        if size > _FIRST and not self._further:
+            # A whole part's room, once: who has some and waits for more keeps it from others who do the same, and none
+            # of them would ever end. What a piece brings beyond the part has its room on the first account, as long as
+            # pieces are no larger than that.
+            wanted = max(self._part_size(self._next), size - _FIRST)
             await self._budgets.further.take(wanted)
-            self._further += wanted
+            self._further = wanted
         else:
             await trio.lowlevel.checkpoint()
 
