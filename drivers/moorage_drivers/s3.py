@@ -69,6 +69,10 @@ PARTS_LIMIT = 10_000
 _READ_MEMORY = 128 << 20
 _PAGE = 1000
 _DELETES_AT_ONCE = 1000
+_WHOLE = 16 << 20
+"""Up to so many bytes are sent by one request where the caller has them all; that takes no room of the uploads'. The record
+of an upload session has at most 9 MiB, and is written while its upload has such room: were it to wait for more of it,
+sessions would wait for each other for ever."""
 _SMALL_COPY = 8 << 20
 _ABORT_SECONDS = 30.0
 _CLOSE_SECONDS = 10.0
@@ -297,7 +301,7 @@ class S3Driver(Driver):
         """Put an object at `key`."""
         del durable
         name = self.at(key)
-        if isinstance(chunks, bytes) and len(chunks) <= self.options.chunksize:
+        if isinstance(chunks, bytes) and len(chunks) <= max(self.options.chunksize, _WHOLE):
             return await self.put(key, name, chunks, condition)
         async with self._open(key, key) as upload:
             try:
