@@ -57,8 +57,8 @@ from moorage import (
 )
 
 from ._bridge import Body, Bridge, open_bridge
-from ._parts import Budgets, ByteBudget, open_part_writer
-from ._reading import open_by_ranges
+from ._parts import Budgets, open_part_writer
+from ._reading import ReadBudgets, open_by_ranges, read_whole
 from ._s3_options import S3Options
 from ._s3_upload import PART_MINIMUM, Part, S3Upload, Token, decode_token, digest_of_parts
 
@@ -66,17 +66,16 @@ _log = logging.getLogger("moorage.s3")
 
 PARTS_LIMIT = 10_000
 
-_READ_MEMORY = 128 << 20
 _PAGE = 1000
 _DELETES_AT_ONCE = 1000
+_SMALL_COPY = 8 << 20
 _WHOLE = 16 << 20
 """Up to so many bytes are sent by one request where the caller has them all; that takes no room of the uploads'. The record
 of an upload session has at most 9 MiB, and is written while its upload has such room: were it to wait for more of it,
 sessions would wait for each other for ever."""
-_SMALL_COPY = 8 << 20
 _ABORT_SECONDS = 30.0
 _CLOSE_SECONDS = 10.0
-_KNOWN_UPLOADS = 1024
+_KNOWN_PARTS = 100_000
 _GAP = 16
 _BEYOND_ALL = "~"
 """Comes after every character that a key may have."""
@@ -112,8 +111,10 @@ class S3Driver(Driver):
         self._client = client
         self._signer = signer
         self._root = options.root
-        self._read_budget = ByteBudget(_READ_MEMORY)
-        self._known: OrderedDict[tuple[str, str], tuple[Part, ...]] = OrderedDict()
+        self.reading: ReadBudgets = ReadBudgets(connections=options.maxconnections)
+        # By an upload's id: the digest that its newest token has, and the parts.
+        self._known: OrderedDict[str, tuple[str, tuple[Part, ...]]] = OrderedDict()
+        self._known_parts = 0
 
     @classmethod
     @asynccontextmanager
@@ -234,6 +235,17 @@ class S3Driver(Driver):
     @asynccontextmanager
     async def open(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[Reader]:
         """Open the bytes from `start` up to `stop`."""
+        async with self.reading.body(key, driver=self.name), self._opened(key, start, stop) as reader:
+            yield reader
+
+    async def read(self, key: str, *, limit: int) -> bytes:
+        """Return the whole of a small object; who reads at once keeps no connection from others, and has not to wait."""
+        async with self._opened(key) as reader:
+            return await read_whole(reader, limit, driver=self.name)
+
+    @asynccontextmanager
+    async def _opened(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[Reader]:
+        """Open the bytes from `start` up to `stop`, whoever else reads."""
         name = self.at(key)
 
         @asynccontextmanager
@@ -244,7 +256,7 @@ class S3Driver(Driver):
                 yield opened
 
         async with open_by_ranges(
-            open_range, partial(self.stat, key), start, stop, budget=self._read_budget, driver=self.name
+            open_range, partial(self.stat, key), start, stop, budget=self.reading.memory, driver=self.name
         ) as reader:
             yield reader
 
@@ -505,7 +517,9 @@ class S3Driver(Driver):
         if token.upload is None:
             return (), 1, False
         wanted = {number for first, last in token.numbers for number in range(first, last + 1)}
-        known = self._known.get((token.upload, token.parts))
+        digest, known = self._known.get(token.upload, ("", None))
+        if digest != token.parts:
+            known = None
         highest = max(wanted)
         if known is None:
             try:
@@ -546,10 +560,17 @@ class S3Driver(Driver):
     def remember(self, upload: str, parts: Sequence[Part]) -> str:
         """Keep in mind what an upload consists of, so that the service need not be asked; return the digest of it."""
         digest = digest_of_parts(parts)
-        self._known[upload, digest] = tuple(parts)
-        while len(self._known) > _KNOWN_UPLOADS:
-            self._known.popitem(last=False)
+        self._forget(upload)
+        self._known[upload] = digest, tuple(parts)
+        self._known_parts += len(parts)
+        while self._known_parts > _KNOWN_PARTS:
+            self._forget(next(iter(self._known)))
         return digest
+
+    @property
+    def remembered(self) -> tuple[int, int]:
+        """How many uploads are kept in mind, and how many parts of these."""
+        return len(self._known), self._known_parts
 
     async def create(self, key: str, name: str) -> str:
         """Begin an upload to the object `name`; return its id."""
@@ -569,8 +590,8 @@ class S3Driver(Driver):
         return _text(reply, "ETag") or None
 
     def _forget(self, upload: str) -> None:
-        for each in [known for known in self._known if known[0] == upload]:
-            del self._known[each]
+        _, parts = self._known.pop(upload, ("", ()))
+        self._known_parts -= len(parts)
 
     async def abort(self, key: str, name: str, upload: str) -> None:
         """Free the parts of an upload that will not be completed; one that has ended is no error."""
