@@ -39,6 +39,7 @@ from moorage import (
     RegistryError,
     SizeInvalid,
     Unavailable,
+    open_helpers,
 )
 
 from .hooks import Route
@@ -420,16 +421,9 @@ async def _watching(body: RequestBody) -> AsyncGenerator[None]:
         await body.wait_left()
         nursery.cancel_scope.cancel()
 
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with open_helpers() as nursery:
         nursery.start_soon(watch)
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - raised below, outside the nursery's group
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        yield
 
 
 async def _send_file(file: FileRange, send: ASGISendCallable) -> None:
