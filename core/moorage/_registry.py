@@ -323,9 +323,14 @@ class Registry:
 
     async def _store_manifest(self, repository: RepositoryName, manifest: Manifest) -> None:
         digest = manifest.digest
-        await self._driver.write(layout.blob(digest), manifest.data)
-        await self._referrers.enter(repository, manifest)
-        await self._driver.write(layout.revision_link(repository, digest), layout.link_content(digest))
+        content = (layout.blob(digest), manifest.data)
+        link = (layout.revision_link(repository, digest), layout.link_content(digest))
+        if manifest.subject is None:
+            await self._driver.write_all([content, link])
+        else:
+            await self._driver.write_all([content])
+            await self._referrers.enter(repository, manifest)
+            await self._driver.write_all([link])
         self._cache.put(manifest)
 
     # ---- deletes

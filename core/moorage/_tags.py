@@ -98,22 +98,24 @@ class Tags:
         Raises:
             PreconditionFailed: one does not.
         """
-        history = layout.tag_index_link(push.repository, tag, digest)
-        if not self._listed_is_there:
-            await self._driver.write(history, layout.link_content(digest))
-        await self._move(push, tag, digest)
-        if self._listed_is_there:
-            await self._driver.write(history, layout.link_content(digest))
-
-    async def _move(self, push: PushManifest, tag: Tag, digest: Digest) -> None:
-        repository = push.repository
         content = layout.link_content(digest)
-        key = layout.tag_current_link(repository, tag)
+        history = (layout.tag_index_link(push.repository, tag, digest), content)
+        current = (layout.tag_current_link(push.repository, tag), content)
         matched = tag == push.reference and bool(push.if_match or push.if_none_match)
         fixed = _is_fixed(push.tag_condition, tag)
         if not matched and not fixed:
-            await self._driver.write(key, content)
+            await self._driver.write_all([current, history] if self._listed_is_there else [history, current])
             return
+        if not self._listed_is_there:
+            await self._driver.write_all([history])
+        await self._move(push, tag, digest, matched=matched, fixed=fixed)
+        if self._listed_is_there:
+            await self._driver.write_all([history])
+
+    async def _move(self, push: PushManifest, tag: Tag, digest: Digest, *, matched: bool, fixed: bool) -> None:
+        repository = push.repository
+        content = layout.link_content(digest)
+        key = layout.tag_current_link(repository, tag)
         for _ in range(_CAS_TRIES):
             condition, current = await self._state(repository, tag)
             if matched:

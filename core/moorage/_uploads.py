@@ -26,6 +26,7 @@ import msgspec
 import trio
 
 from . import _layout as layout
+from ._concurrency import open_helpers
 from ._digests import CANONICAL, Digest, Hasher, check_algorithm, open_hasher, resume_hasher
 from ._driver import Condition, Driver, Unchanged, Upload
 from ._errors import (
@@ -48,8 +49,11 @@ from ._operations import AppendUpload, Body, CommitUpload, PushBlob
 
 _log = logging.getLogger("moorage.uploads")
 
-_PIECE = 1 << 20
+_PIECE = 512 << 10
 """Bytes gathered before they are hashed and written: each such step may cost a hop to a thread."""
+
+_TINY = 4096
+"""Chunks of up to so many bytes are put into one buffer: each for itself would cost more than it holds."""
 
 _HASH_HERE = 1 << 16
 """Up to so many bytes are hashed in the event loop: quicker than the hop."""
@@ -151,9 +155,6 @@ class Uploads:
         session = layout.upload(repository, upload_id)
         async with self._driver.open_upload(session + "data", self._destination(digest)) as upload:
             token = await upload.suspend()
-        if not self._driver.capabilities.remote:
-            now = layout.started_at_content(time.time())
-            await self._driver.write(session + "startedat", now, durable=False)
         state = _State(
             offset=0,
             algorithm=algorithm,
@@ -161,7 +162,11 @@ class Uploads:
             token=token,
             announced=str(digest) if digest else None,
         )
-        self._keep_warm(upload_id, state, await _save_state(self._driver, session, state, None))
+        if self._driver.capabilities.remote:
+            self._keep_warm(upload_id, state, await _save_state(self._driver, session, state, None))
+        else:
+            began = (session + "startedat", layout.started_at_content(time.time()))
+            await self._driver.write_all([began, (session + "state", encode_json(state))], durable=False)
         return upload_id
 
     def _keep_warm(self, upload_id: str, state: _State, version: str | None) -> None:
@@ -229,12 +234,13 @@ class Uploads:
         destination = self._destination(operation.digest)
         async with self._driver.open_upload(session + "data", destination) as upload:
             try:
+                async with _open_hashing(hasher) as hashing:
 
-                async def take(piece: bytes) -> None:
-                    await upload.write(piece)
-                    await _hash(hasher, piece)
+                    async def take(piece: bytes) -> None:
+                        await upload.write(piece)
+                        await hashing.add(piece)
 
-                await _in_pieces(operation.body, take)
+                    await _in_pieces(operation.body, take)
                 _compare(operation.digest, hasher.digest())
                 await upload.commit(layout.blob(operation.digest))
             except BaseException:
@@ -278,7 +284,9 @@ class Uploads:
             self._warm.take(upload_id)
             await self._driver.delete(layout.upload(repository, upload_id) + "state", durable=False)
         else:
-            await self.remove(repository, upload_id)
+            # In any order: its bytes have gone to where the blob is, and whoever still finds `state` looks there.
+            self._warm.take(upload_id)
+            await self._driver.delete_below(layout.upload(repository, upload_id), durable=False)
 
     async def expire(self, *, older_than: float, dry_run: bool) -> int:
         """Remove the sessions, of any implementation, that nothing has happened to since Unix time `older_than`.
@@ -454,12 +462,13 @@ class _Held:
                 # A write that failed or was cancelled may have taken bytes in; the hash counts what the store counts.
                 taken = self._upload.offset - before
                 self.offset += taken
-                if taken and self._hasher is not None:
+                if taken:
                     with trio.CancelScope(shield=True):
-                        await _hash(self._hasher, piece[:taken])
+                        await hashing.add(piece if taken == len(piece) else piece[:taken])
 
         try:
-            await _in_pieces(body, take)
+            async with _open_hashing(self._hasher) as hashing:
+                await _in_pieces(body, take)
         except SizeInvalid:
             raise
         except StoreFull:
@@ -512,9 +521,9 @@ class _Held:
     async def _save_before_commit(self) -> None:
         """Let `state` know of all bytes before they leave the session: whoever finds them gone can tell why.
 
-        Of a session behind a network that has acknowledged nothing, nothing can be lost: it begins again.
+        Of a session that has acknowledged nothing, nothing can be lost: it begins again.
         """
-        if self.offset != self._state.offset and (self._state.offset or not self._driver.capabilities.remote):
+        if self._state.offset and self.offset != self._state.offset:
             await self._save()
 
     async def _save(self) -> None:
@@ -576,6 +585,52 @@ async def _commit_content(driver: Driver, session: str, digest: Digest) -> None:
         await driver.delete(session + "content", durable=False)
 
 
+class _Hashing:
+    """Hashes pieces in their order, each while the next one is received and written."""
+
+    def __init__(self, hasher: Hasher | None, helpers: trio.Nursery) -> None:
+        self._hasher = hasher
+        self._helpers = helpers
+        self._hashed: trio.Event | None = None
+
+    async def add(self, data: bytes) -> None:
+        """Hash `data` after what was added before; return when that has begun."""
+        await self.settle()
+        if self._hasher is None:
+            return
+        if len(data) <= _HASH_HERE:
+            self._hasher.update(data)
+        else:
+            self._hashed = trio.Event()
+            self._helpers.start_soon(self._hash, self._hasher, data, self._hashed)
+
+    @staticmethod
+    async def _hash(hasher: Hasher, data: bytes, hashed: trio.Event) -> None:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(hasher.update, data)
+        hashed.set()
+
+    async def settle(self) -> None:
+        """Return when all that was added is hashed."""
+        if self._hashed is not None:
+            await self._hashed.wait()
+
+
+@asynccontextmanager
+async def _open_hashing(hasher: Hasher | None) -> AsyncGenerator[_Hashing]:
+    """Let pieces be hashed beside the block; when it is over, whatever ended it, all of them are.
+
+    Without a hasher nothing is done with them.
+    """
+    async with open_helpers() as helpers:
+        hashing = _Hashing(hasher, helpers)
+        try:
+            yield hashing
+        finally:
+            with trio.CancelScope(shield=True):
+                await hashing.settle()
+
+
 async def _hash(hasher: Hasher, data: bytes) -> None:
     if len(data) <= _HASH_HERE:
         hasher.update(data)
@@ -595,22 +650,28 @@ async def _in_pieces(body: Body, take: Callable[[bytes], Awaitable[None]]) -> No
 
     Also the last ones of a client that left, or of a request that was cancelled: servers do that when a client leaves.
     """
-    # One buffer: many tiny chunks would each cost more than they hold.
-    pending = bytearray()
+    pending: list[bytes | bytearray] = []
+    size = 0
     try:
         async for chunk in body:
-            pending += chunk
-            if len(pending) >= _PIECE:
-                piece = bytes(pending)
-                pending.clear()
+            size += len(chunk)
+            if len(chunk) > _TINY:
+                pending.append(chunk)
+            elif pending and isinstance(pending[-1], bytearray):
+                pending[-1] += chunk
+            else:
+                pending.append(bytearray(chunk))
+            if size >= _PIECE:
+                piece = b"".join(pending)
+                pending, size = [], 0
                 await take(piece)
     except (ClientLeft, trio.Cancelled):
-        if pending:
+        if size:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS):
-                await take(bytes(pending))
+                await take(b"".join(pending))
         raise
-    if pending:
-        await take(bytes(pending))
+    if size:
+        await take(b"".join(pending))
 
 
 def _busy(upload_id: str, offset: int) -> UploadOutOfOrder:

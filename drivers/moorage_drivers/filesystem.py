@@ -20,7 +20,7 @@ import secrets
 import stat as stat_modes
 import time
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from functools import lru_cache, partial
 from typing import NoReturn, TypeVar
@@ -66,6 +66,7 @@ _OWN = "moorage"
 _STALE_SECONDS = 24 * 3600
 _TRIES = 100
 _KNOWN_DIRECTORIES = 20_000
+_SMALL = 64 << 10
 _KNOWN_KEYS = 8192
 _AT_ONCE = 32
 
@@ -313,16 +314,29 @@ class FilesystemDriver(Driver):
         """Put an object at `key`."""
         path = self.path_of(key)
         if isinstance(chunks, bytes):
-            data = chunks
-
-            def whole() -> None:
-                with self._temporary_file() as (descriptor, temporary):
-                    write_all(descriptor, data)
-                    self.place(descriptor, temporary, key, path, condition, durable=durable)
-
-            await self.in_thread("write", key, whole)
+            await self.in_thread("write", key, partial(self._write, key, path, chunks, condition, durable=durable))
             return
         await self._write_stream(key, path, chunks, condition, durable=durable)
+
+    def _write(self, key: str, path: str, data: bytes, condition: Condition | None, *, durable: bool) -> None:
+        with self._temporary_file() as (descriptor, temporary):
+            write_all(descriptor, data)
+            self.place(descriptor, temporary, key, path, condition, durable=durable)
+
+    async def write_all(self, objects: Sequence[tuple[str, bytes]], *, durable: bool = True) -> None:
+        """Put small objects one after the other, by one step in a thread."""
+        placed = [(key, self.path_of(key), data) for key, data in objects]
+        key = ""
+
+        def each() -> None:
+            nonlocal key
+            for key, path, data in placed:
+                self._write(key, path, data, None, durable=durable)
+
+        try:
+            await trio.to_thread.run_sync(each, limiter=self._limiter)
+        except OSError as error:
+            self._fail(error, "write", key)
 
     async def _write_stream(
         self, key: str, path: str, chunks: AsyncIterable[bytes], condition: Condition | None, *, durable: bool
@@ -604,33 +618,50 @@ class _FileUpload(Upload):
         self._path = path
         self._descriptor = descriptor
         self._cut = False
+        # What is small waits for what comes next, which may be the commit: then one step in a thread does both.
+        self._waiting = b""
 
     async def write(self, data: bytes) -> None:
-        await self._driver.in_thread("upload", self._key, lambda: self._append(data))
+        if not self._waiting and len(data) <= _SMALL:
+            await trio.lowlevel.checkpoint()
+            self._waiting = data
+        else:
+            await self._driver.in_thread("upload", self._key, lambda: self._append(self._waiting, data))
+            self._waiting = b""
         self.offset += len(data)
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, *pieces: bytes) -> None:
+        """Write `pieces`, of which the first waits and is counted already. Runs in a thread."""
         self._drop_beyond()
-        write_all(self._descriptor, data, self.offset)
+        offset = self.offset - len(self._waiting)
+        for piece in pieces:
+            write_all(self._descriptor, piece, offset)
+            offset += len(piece)
 
     def _drop_beyond(self) -> None:
         """Drop what an earlier request wrote beyond the bytes that were acknowledged."""
         if not self._cut:
-            os.ftruncate(self._descriptor, self.offset)
+            os.ftruncate(self._descriptor, self.offset - len(self._waiting))
             self._cut = True
 
     async def drop_beyond(self, offset: int) -> None:
+        self._waiting = b""
         await self._driver.in_thread("upload", self._key, lambda: os.ftruncate(self._descriptor, offset))
 
     async def suspend(self) -> bytes:
-        await trio.lowlevel.checkpoint()
+        if self._waiting:
+            await self._driver.in_thread("upload", self._key, lambda: self._append(self._waiting))
+            self._waiting = b""
+        else:
+            await trio.lowlevel.checkpoint()
         return self._key.encode()
 
     async def commit(self, destination: str, *, condition: Condition | None = None) -> None:
         path = self._driver.path_of(destination)
 
         def place() -> None:
-            self._drop_beyond()
+            self._append(self._waiting)
+            self._waiting = b""
             self._driver.place(self._descriptor, self._path, destination, path, condition, durable=True)
 
         await self._driver.in_thread("upload", destination, place)
