@@ -64,26 +64,28 @@ def remove_tree(folder: str) -> None:
             return
 
 
-def keys_below(folder: str, prefix: str, after: str, *, deep: bool, skip: str) -> Generator[str]:
-    """Give the keys below `folder`, whose own key is `prefix`, in byte order after `after`; directories too if not deep.
+def names_in(folder: str, *, skip: str) -> list[str]:
+    """Return what is right in `folder`, but for `skip`, in byte order, each directory with a slash.
 
-    A directory sorts as its name with a slash, as the keys below it do.
+    That is how directories sort among keys. What others put there under a name that no key may have is left out.
     """
     try:
         with os.scandir(folder) as found:
-            # What others put there under a name that no key may have is none of the store's.
-            names = sorted(
+            return sorted(
                 entry.name + "/" if entry.is_dir() else entry.name
                 for entry in found
                 if entry.name != skip and _COMPONENT.fullmatch(entry.name)
             )
     except (FileNotFoundError, NotADirectoryError):
-        return
-    for name in names:
+        return []
+
+
+def keys_below(folder: str, prefix: str, after: str, *, skip: str) -> Generator[str]:
+    """Give the keys below `folder`, whose own key is `prefix`, in byte order after `after`."""
+    for name in names_in(folder, skip=skip):
         key = prefix + name
-        if key <= after and not (deep and after.startswith(key) and name.endswith("/")):
-            continue
-        if deep and name.endswith("/"):
-            yield from keys_below(f"{folder}/{name[:-1]}", key, after, deep=True, skip="")
-        else:
-            yield key
+        if not name.endswith("/"):
+            if key > after:
+                yield key
+        elif key > after or after.startswith(key):
+            yield from keys_below(f"{folder}/{name[:-1]}", key, after, skip="")

@@ -20,10 +20,12 @@ import secrets
 import stat as stat_modes
 import time
 import zlib
+from bisect import bisect_right
+from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from functools import lru_cache, partial
-from typing import NoReturn, TypeVar
+from typing import NamedTuple, NoReturn, TypeVar
 
 import trio
 
@@ -54,7 +56,7 @@ from moorage import (
     check_key,
 )
 
-from ._files import keys_below, remove_if_empty, remove_tree, sync_directory, write_all
+from ._files import keys_below, names_in, remove_if_empty, remove_tree, sync_directory, write_all
 
 T = TypeVar("T")
 
@@ -69,6 +71,8 @@ _KNOWN_DIRECTORIES = 20_000
 _SMALL = 64 << 10
 _KNOWN_KEYS = 8192
 _AT_ONCE = 32
+_NAMES_REMEMBERED = 200_000
+_SETTLED_NS = 2_000_000_000
 
 _KINDS: dict[int, type[DriverError]] = {
     errno.ENOENT: KeyUnknown,
@@ -87,6 +91,13 @@ _KINDS: dict[int, type[DriverError]] = {
 }
 
 
+class _Names(NamedTuple):
+    """What was in a directory when it had this inode and time."""
+
+    state: tuple[int, int]
+    names: tuple[str, ...]
+
+
 class FilesystemDriver(Driver):
     """A store of files; make it with `open_root`."""
 
@@ -102,6 +113,9 @@ class FilesystemDriver(Driver):
         # Whether reads can say "not in the page cache" instead of waiting; some file systems cannot (tmpfs).
         self._can_try = hasattr(os, "RWF_NOWAIT")
         self._at_once = 0
+        # Names in directories, bounded by their number; the least recently used goes first.
+        self._names: OrderedDict[str, _Names] = OrderedDict()
+        self._names_count = 0
         # Directories that are on disk, with the inode they had then: one that was made anew has another.
         self._on_disk: dict[str, int] = {}
 
@@ -290,16 +304,50 @@ class FilesystemDriver(Driver):
     async def list(self, prefix: str, *, after: str = "", delimiter: str = "", limit: int = 1000) -> Listing:
         """Return up to `limit` entries below `prefix` that come after `after`."""
         folder = self.path_of(prefix.rstrip("/")) if prefix else self.root
+        if delimiter:
+            names = await self._names_in(folder, prefix)
+            first = bisect_right(names, after.removeprefix(prefix)) if after.startswith(prefix) else 0
+            if after > prefix and not after.startswith(prefix):
+                first = len(names)
+            page = names[first : first + limit]
+            return Listing(tuple(Entry(prefix + name) for name in page), more=first + limit < len(names))
 
         def scan() -> Listing:
             entries: list[Entry] = []
-            for key in keys_below(folder, prefix, after, deep=not delimiter, skip=_OWN if not prefix else ""):
+            for key in keys_below(folder, prefix, after, skip=_OWN if not prefix else ""):
                 if len(entries) == limit:
                     return Listing(tuple(entries), more=True)
                 entries.append(Entry(key))
             return Listing(tuple(entries), more=False)
 
         return await self.in_thread("list", prefix, scan)
+
+    async def _names_in(self, folder: str, prefix: str) -> Sequence[str]:
+        """Return what is right in `folder` in the order of keys, directories with a slash; remembered until it changes.
+
+        A directory has another time when a name in it came or went. Its clock ticks in milliseconds, so what was read
+        while the time was new is not believed: the same tick may have brought more.
+        """
+        await self._checkpoint()
+        try:
+            found = os.stat(folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return ()
+        except OSError as error:
+            self._fail(error, "list", prefix)
+        state = (found.st_ino, found.st_mtime_ns)
+        remembered = self._names.get(folder)
+        if remembered is not None and remembered.state == state:
+            self._names.move_to_end(folder)
+            return remembered.names
+        names = await self.in_thread("list", prefix, lambda: names_in(folder, skip=_OWN if not prefix else ""))
+        if time.time_ns() - found.st_mtime_ns > _SETTLED_NS and len(names) <= _NAMES_REMEMBERED:
+            self._names[folder] = _Names(state, tuple(names))
+            self._names_count += len(names) - (len(remembered.names) if remembered is not None else 0)
+            while self._names_count > _NAMES_REMEMBERED:
+                _, gone = self._names.popitem(last=False)
+                self._names_count -= len(gone.names)
+        return names
 
     # ---- writing
 

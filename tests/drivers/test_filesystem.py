@@ -684,3 +684,64 @@ async def test_a_root_that_cannot_be_written_is_told_at_once(root: Path, caplog:
     (root / "moorage").write_text("in the way")
     async with FilesystemDriver.open_root(str(root)):
         assert "only pulls will work" in caplog.text
+
+
+# ---- names that are remembered
+
+
+async def test_names_in_a_directory_are_remembered_until_it_changes(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    async with FilesystemDriver.open_root(str(root)) as driver, FilesystemDriver.open_root(str(root)) as another:
+
+        async def names() -> list[str]:
+            return [entry.key for entry in (await driver.list("tags/", delimiter="/")).entries]
+
+        for name in ("b", "a-1", "a"):
+            await driver.write(f"tags/{name}/link", b"x")
+        folder = root / "tags"
+        for settled in (False, True):
+            if settled:
+                # As if nothing had changed for a while.
+                long_ago = folder.stat().st_mtime_ns - 60 * 10**9
+                os.utime(folder, ns=(long_ago, long_ago))
+            assert await names() == ["tags/a-1/", "tags/a/", "tags/b/"]
+            # Another process adds one, and takes one away.
+            await another.write("tags/c/link", b"x")
+            assert await names() == ["tags/a-1/", "tags/a/", "tags/b/", "tags/c/"]
+            await another.delete("tags/c/link")
+            assert await names() == ["tags/a-1/", "tags/a/", "tags/b/"]
+        long_ago = folder.stat().st_mtime_ns - 60 * 10**9
+        os.utime(folder, ns=(long_ago, long_ago))
+        assert await names() == ["tags/a-1/", "tags/a/", "tags/b/"]
+        # It is not read again: what comes into it without its time being another one is not seen.
+        (folder / "z").mkdir()
+        os.utime(folder, ns=(long_ago, long_ago))
+        assert await names() == ["tags/a-1/", "tags/a/", "tags/b/"]
+        page = await driver.list("tags/", after="tags/a-1/", delimiter="/", limit=1)
+        assert [entry.key for entry in page.entries] == ["tags/a/"]
+        assert page.more
+
+
+async def test_only_so_many_names_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moorage_drivers.filesystem._NAMES_REMEMBERED", 5)
+    root = tmp_path / "store"
+    async with FilesystemDriver.open_root(str(root)) as driver:
+        for folder, count in (("one", 3), ("two", 3), ("many", 9)):
+            for number in range(count):
+                await driver.write(f"{folder}/{number}/link", b"x")
+            long_ago = (root / folder).stat().st_mtime_ns - 60 * 10**9
+            os.utime(root / folder, ns=(long_ago, long_ago))
+        for _ in range(2):
+            for folder, count in (("one", 3), ("two", 3), ("many", 9)):
+                assert len((await driver.list(f"{folder}/", delimiter="/")).entries) == count
+                assert sum(len(each.names) for each in driver._names.values()) <= 5
+
+
+async def test_what_is_put_by_one_step_is_put_in_order_and_up_to_what_fails(tmp_path: Path) -> None:
+    async with FilesystemDriver.open_root(str(tmp_path / "store")) as driver:
+        await driver.write("a/b", b"x")
+        with pytest.raises(KeyInvalid):
+            await driver.write_all([("one", b"1"), ("a/b/c", b"2"), ("three", b"3")])
+        assert await driver.read("one", limit=1) == b"1"
+        with pytest.raises(KeyUnknown):
+            await driver.stat("three")
