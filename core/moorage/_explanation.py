@@ -128,7 +128,7 @@ async def _missing(push: PushManifest, manifest: Manifest, view: Handler) -> lis
             return False
         return True
 
-    return await missing_references(manifest, is_manifest=is_manifest, is_blob=is_blob)
+    return await missing_references(manifest, is_manifest=is_manifest, is_blob=is_blob, at_once=True)
 
 
 async def _about_missing(

@@ -62,7 +62,8 @@ async def names_below(
             found |= taken
             candidates -= taken
         ordered = sorted(candidates)
-        present = await map_bounded(exists, ordered, limit=_LOOKS_AT_ONCE)
+        # A look at a store that is near is done sooner than a task that looks is begun.
+        present = await map_bounded(exists, ordered, limit=_LOOKS_AT_ONCE if driver.capabilities.remote else 1)
         found.update(name for name, there in zip(ordered, present, strict=True) if there)
         if not listing.more or not listing.entries:
             break

@@ -51,8 +51,10 @@ async def parsed(parse: Callable[[], Manifest], data: bytes) -> Manifest:
     return parse() if len(data) <= _PARSE_HERE else await trio.to_thread.run_sync(parse)
 
 
-async def missing_references(manifest: Manifest, *, is_manifest: IsThere, is_blob: IsThere) -> list[Descriptor]:
-    """Return what `manifest` points at and is not there, each descriptor once.
+async def missing_references(
+    manifest: Manifest, *, is_manifest: IsThere, is_blob: IsThere, at_once: bool
+) -> list[Descriptor]:
+    """Return what `manifest` points at and is not there, each descriptor once; `at_once`: look for several at a time.
 
     One content may be pointed at by several descriptors, which say different things of it, and a rule may judge by any
     of these. An index may list what was pushed as a blob: buildkit's cache indexes list layers.
@@ -67,7 +69,7 @@ async def missing_references(manifest: Manifest, *, is_manifest: IsThere, is_blo
         digest, as_manifest = each
         return (as_manifest and await is_manifest(digest)) or await is_blob(digest)
 
-    found = await map_bounded(is_there, list(wanted), limit=_LOOKS_AT_ONCE)
+    found = await map_bounded(is_there, list(wanted), limit=_LOOKS_AT_ONCE if at_once else 1)
     missing = [each for several, there in zip(wanted.values(), found, strict=True) if not there for each in several]
     # What is the same in every word is the same; descriptors with annotations cannot be hashed.
     return list({encode_json(descriptor): descriptor for descriptor in missing}.values())

@@ -319,7 +319,8 @@ class Registry:
         async def is_blob(digest: Digest) -> bool:
             return await self._stored_blob(repository, digest) is not None
 
-        return await missing_references(manifest, is_manifest=is_manifest, is_blob=is_blob)
+        remote = self._driver.capabilities.remote
+        return await missing_references(manifest, is_manifest=is_manifest, is_blob=is_blob, at_once=remote)
 
     async def _store_manifest(self, repository: RepositoryName, manifest: Manifest) -> None:
         digest = manifest.digest
