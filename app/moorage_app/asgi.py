@@ -11,12 +11,13 @@ Rules this file keeps:
 """
 
 import ipaddress
+import itertools
 import logging
 import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import cast
 
 import msgspec
@@ -34,16 +35,15 @@ from moorage import (
     ManifestTooLarge,
     Operation,
     Origin,
-    Ping,
-    PullBlob,
-    PullManifest,
     PushManifest,
     RegistryError,
     SizeInvalid,
     Unavailable,
+    open_helpers,
 )
 
 from .hooks import Route
+from .http1 import WATCHED
 from .proxies import Forwarded, TrustedProxies
 from .replies import HeaderList, Response, respond, respond_error
 from .routes import Headers, Limits, PathUnknown, Request, entity_tags, manifest_push_target, operation_of
@@ -54,10 +54,10 @@ _access_log = logging.getLogger("moorage.access")
 _DRAIN_BYTES = 64 << 20
 _DRAIN_SECONDS = 10
 _STALLED_SECONDS = 60
+_PROCESS = secrets.token_hex(4)
+_numbers = itertools.count(secrets.randbits(16))
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
 _ZERO_COPY = "http.response.zerocopysend"
-_QUICK = frozenset({PullManifest, PullBlob, Ping})
-"""What is answered so soon that nobody looks meanwhile whether the client is still there."""
 _API_VERSION = (b"docker-distribution-api-version", b"registry/2.0")
 
 
@@ -220,11 +220,9 @@ class Application:
         try:
             request, response = await self._answer(scope, raw_path, headers, body, origin, outcome)
             if response is not None and response.blob is not None and request is not None:
-                if _ZERO_COPY in scope["extensions"]:
-                    response = await self._send_blob(request, response, send, outcome, zero_copy=True)
-                else:
-                    async with _watching(body):
-                        response = await self._send_blob(request, response, send, outcome, zero_copy=False)
+                zero_copy = _ZERO_COPY in scope["extensions"]
+                async with _watched(scope, body):
+                    response = await self._send_blob(request, response, send, outcome, zero_copy=zero_copy)
             # Servers say `http.disconnect` also when an answer is complete, so its end is sent when nobody watches.
             if response is not None and not body.left:
                 content = b"" if scope["method"] == "HEAD" else response.body
@@ -232,7 +230,8 @@ class Application:
         except ClientLeft:
             body.left = True
         except trio.Cancelled:
-            _log.warning("cut off by the stop of the server: %s %s", scope["method"], raw_path)
+            if self._draining:
+                _log.warning("cut off by the stop of the server: %s %s", scope["method"], raw_path)
             raise
         if body.left and outcome.status is None:
             outcome.status = ClientLeft.status
@@ -269,10 +268,8 @@ class Application:
                 raise Unavailable("the registry is shutting down", retry_after=1)
             _check_length(headers)
             operation = operation_of(request, self._settings.limits)
-            if type(operation) in _QUICK:
-                return request, await self._reply(request, operation, body, prefix, outcome)
             response: Response | None = None
-            async with _watching(body):
+            async with _watched(scope, body):
                 response = await self._reply(request, operation, body, prefix, outcome)
         except ClientLeft:
             return request, None
@@ -324,7 +321,7 @@ class Application:
         agents = headers.all(b"user-agent")
         base = self._settings.host.rstrip("/") or f"{forwarded.scheme}://{forwarded.host}{self._settings.prefix}"
         return Origin(
-            request_id=next(filter(None, asked_ids), "")[:128] or secrets.token_hex(8),
+            request_id=next(filter(None, asked_ids), "")[:128] or f"{_PROCESS}{next(_numbers):08x}",
             address=forwarded.address,
             host=forwarded.host,
             method=scope["method"],
@@ -402,11 +399,18 @@ class Application:
 class _Outcome:
     """What became of a request, for the log."""
 
+    __slots__ = ("error", "operation", "sent", "status")
+
     def __init__(self) -> None:
         self.operation: Operation[object] | None = None
         self.error: RegistryError | None = None
         self.status: int | None = None
         self.sent = 0
+
+
+def _watched(scope: HTTPScope, body: RequestBody) -> AbstractAsyncContextManager[None]:
+    """End the block when the client leaves, where the server does not do that by itself."""
+    return nullcontext() if WATCHED in scope["extensions"] else _watching(body)
 
 
 @asynccontextmanager
@@ -417,16 +421,9 @@ async def _watching(body: RequestBody) -> AsyncGenerator[None]:
         await body.wait_left()
         nursery.cancel_scope.cancel()
 
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with open_helpers() as nursery:
         nursery.start_soon(watch)
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - raised below, outside the nursery's group
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        yield
 
 
 async def _send_file(file: FileRange, send: ASGISendCallable) -> None:

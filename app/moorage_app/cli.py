@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Never, cast
 
 import click
 
+from .bench_command import bench
+
 if TYPE_CHECKING:
     from moorage import Configuration, LoadedConfiguration, PluginManager, PluginRecord
 
@@ -431,6 +433,12 @@ def _check_validate(
         _fail("--repository limits what --all judges, and is of no use without it")
     if targets.count("-") > 1:
         _fail("standard input can be read once only")
+
+
+# ---- bench
+
+
+main.add_command(bench)
 
 
 # ---- copy

@@ -7,9 +7,9 @@ Answers for RFC 9112. Heads are parsed by llhttp (httptools); framing is decided
   request of a connection is looked for only where the last one certainly ended.
 - **Bounded.** A head, the extensions of chunks and the trailers have a size, a head and each step of a body and of an
   answer have a time. A client that is given up is given up with its connection, and with nothing else.
-- **No task beside the connection's own.** The application is called where the request was read, and receives and sends
-  by direct calls. What is not asked for is not read: a slow application slows its client down, and nobody's memory
-  fills.
+- **No task beside the connection's own**, but one for all that looks, once a second, whether anybody still waits. The
+  application is called where the request was read, and receives and sends by direct calls. What is not asked for is
+  not read: a slow application slows its client down, and nobody's memory fills.
 - A client that has left is told by `http.disconnect`, and by `ClientLeft` to who sends. It has left when its side of the
   connection is closed and somebody asks; an answer that is ready all the same is sent, for it may still listen.
 """
@@ -18,8 +18,9 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+import select
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import IO, Final, Protocol, cast
@@ -29,7 +30,7 @@ import httptools
 import trio
 from hypercorn.typing import ASGIReceiveEvent, ASGISendEvent, HTTPScope
 
-from moorage import ClientLeft
+from moorage import ClientLeft, encode_json
 
 _log = logging.getLogger("moorage.http1")
 
@@ -57,6 +58,7 @@ _JOINED: Final = 64 << 10
 _SENDFILE: Final = 2 << 20
 _CACHE_STEP: Final = 128 << 10
 _FAIR: Final = 16
+_LOOK_SECONDS: Final = 1.0
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _HEAD_END: Final = b"\r\n\r\n"
@@ -64,11 +66,11 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e\x80-\xff]+) HTTP/1\.[01]\r\n")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
-_OTHER_VERSION: Final = re.compile(rb"\S+ \S+ HTTP/(?!1\.[01]\r)[0-9](?:\.[0-9])?\r\n")
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;([\t\x20-\x7e\x80-\xff]*))?")
 _TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 _BODILESS: Final = frozenset({204, 304})
-_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"connection"})
+_OF_THE_SERVER: Final = frozenset({b"transfer-encoding", b"connection"})
+_FRAMING_OF_ANSWERS: Final = frozenset({b"content-length", *_OF_THE_SERVER})
 
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -81,6 +83,7 @@ class Transport(Protocol):
     """What a connection is made of."""
 
     can_send_files: bool
+    descriptor: int
 
     async def receive(self, count: int) -> bytes:
         """Return up to `count` bytes, none at the end. Raises ClientLeft: the connection broke."""
@@ -106,25 +109,57 @@ class Connections:
         """Serve `application`."""
         self.application = application
         self.draining = False
-        self._idle: set[trio.CancelScope] = set()
+        # Those that wait for a request, and those that answer one, with the look at which they began to.
+        self._idle: dict[Http1, int] = {}
+        self._busy: dict[Http1, int] = {}
+        self._looks = 0
         self._date_second = 0.0
         self._date = b""
 
     def drain(self) -> None:
         """End connections that wait for a request, and the others with the answers that are under way."""
         self.draining = True
-        for scope in self._idle:
-            scope.cancel()
+        for connection in self._idle:
+            connection.give_up()
 
-    @contextmanager
-    def idle(self) -> Generator[trio.CancelScope]:
-        """Be waiting for a request, for so long and until there is a drain."""
-        with trio.move_on_after(IDLE_SECONDS) as scope:
-            self._idle.add(scope)
-            try:
-                yield scope
-            finally:
-                self._idle.discard(scope)
+    async def watch(self) -> None:
+        """End connections that have waited too long for a request, or whose client does not wait for its answer.
+
+        All are looked at, once a second, by one task, which never returns: a deadline, or a task, for each request
+        would cost more than its parsing.
+        """
+        while True:
+            await trio.sleep(_LOOK_SECONDS)
+            self._looks += 1
+            for connection, since in self._idle.items():
+                if (self._looks - since) * _LOOK_SECONDS > IDLE_SECONDS:
+                    connection.give_up()
+            late = {
+                connection.descriptor: connection
+                for connection, since in self._busy.items()
+                if self._looks - since > 1 and connection.is_waited_for
+            }
+            if late:
+                poll = select.poll()
+                for descriptor in late:
+                    poll.register(descriptor, select.POLLRDHUP)
+                for descriptor, _ in poll.poll(0):
+                    late[descriptor].client_left()
+
+    @property
+    def idle(self) -> "dict[Http1, int]":
+        """Connections that wait for a request; each puts itself in."""
+        return self._idle
+
+    @property
+    def busy(self) -> "dict[Http1, int]":
+        """Connections that answer a request; each puts itself in."""
+        return self._busy
+
+    @property
+    def looks(self) -> int:
+        """How often was looked at the connections."""
+        return self._looks
 
     def date(self) -> bytes:
         """Return the header `date`, made once a second."""
@@ -164,6 +199,10 @@ class Http1:
         self._buffer = b""
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
+        self._scope = trio.CancelScope()
+        self._exchange: _Exchange | None = None
+        self.left = False
+        """Whether the client did not wait for its answer."""
 
     # ---- what llhttp tells of a head
 
@@ -183,6 +222,30 @@ class Http1:
         Returns:
             None, or, when the client begins with HTTP/2, all that was received.
         """
+        with self._scope:
+            return await self._serve()
+        return None
+
+    def give_up(self) -> None:
+        """End the connection, which waits for a request."""
+        self._scope.cancel()
+
+    @property
+    def descriptor(self) -> int:
+        """The descriptor of the connection's socket."""
+        return self._transport.descriptor
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the client has sent a whole request and nothing has been answered."""
+        return self._exchange is not None and self._exchange.is_waited_for
+
+    def client_left(self) -> None:
+        """End what is done for a client that has left."""
+        self.left = True
+        self._scope.cancel()
+
+    async def _serve(self) -> bytes | None:
         first = True
         while True:
             try:
@@ -192,14 +255,21 @@ class Http1:
                 if first and head == _PREFACE[:18]:
                     return head + self._buffer
                 first = False
-                exchange = self._exchange(head)
+                exchange = self._begin(head)
             except _Refused as refused:
                 await self.refuse(refused)
                 return None
             except ClientLeft:
                 return None
-            if not await exchange.run(self._connections.application):
-                return None
+            connections = self._connections
+            connections.busy[self] = connections.looks
+            self._exchange = exchange
+            try:
+                if not await exchange.run(connections.application):
+                    return None
+            finally:
+                self._exchange = None
+                del connections.busy[self]
 
     async def _read_head(self) -> bytes | None:
         """Return the next head, with the empty line at its end; None when there is none any more.
@@ -211,11 +281,7 @@ class Http1:
         at = buffer.find(_HEAD_END)
         if at < 0:
             if not buffer or buffer == b"\r\n":
-                if self._connections.draining:
-                    return None
-                more = b""
-                with self._connections.idle():
-                    more = await self._transport.receive(_READ)
+                more = b"" if self._connections.draining else await self._wait_for_request()
                 if not more:
                     return None
                 buffer += more
@@ -227,6 +293,16 @@ class Http1:
         self._buffer = buffer[at + 4 :]
         # An empty line before a request is passed over (RFC 9112, 2.2).
         return buffer[: at + 4] if buffer[:2] != b"\r\n" else buffer[2 : at + 4]
+
+    async def _wait_for_request(self) -> bytes:
+        connections = self._connections
+        connections.idle[self] = connections.looks
+        try:
+            received = await self._transport.receive(_READ)
+        finally:
+            del connections.idle[self]
+        # Given up in the moment in which something came: what is begun would be cut off.
+        return b"" if self._scope.cancel_called else received
 
     async def _rest_of_head(self, buffer: bytes) -> tuple[bytes, int]:
         looked = 0
@@ -246,7 +322,7 @@ class Http1:
                     return buffer, at
         raise _Refused(408, "the head takes too long")
 
-    def _exchange(self, head: bytes) -> "_Exchange":
+    def _begin(self, head: bytes) -> "_Exchange":
         """Return the exchange that begins with `head`.
 
         Raises:
@@ -254,7 +330,7 @@ class Http1:
         """
         line = _REQUEST_LINE.match(head)
         if line is None:
-            raise _Refused(505 if _OTHER_VERSION.match(head) else 400, "no request line")
+            raise _Refused(400, "no request line of HTTP/1.0 or HTTP/1.1")
         self._url, self._headers = b"", []
         try:
             # One for each head: whether there is a next one, and where, is not llhttp's to say.
@@ -263,7 +339,7 @@ class Http1:
             # Nothing is upgraded to, and what follows is read as HTTP/1.1 again (RFC 9110, 7.8).
             pass
         except httptools.HttpParserInvalidMethodError:
-            raise _Refused(501, "an unknown method") from None
+            self._parse_with_another_method(head[line.end(1) :])
         except httptools.HttpParserError as error:
             raise _Refused(400, str(error)) from None
         method, target, headers = line[1], self._url, self._headers
@@ -272,8 +348,6 @@ class Http1:
             headers = [(name, value.rstrip(b" \t")) for name, value in headers]
         if len(headers) > HEADERS_LIMIT:
             raise _Refused(431, "too many headers")
-        if method == b"CONNECT":
-            raise _Refused(501, "no proxy")
         minor = head[line.end() - 3 : line.end() - 2]
         length, chunked, keep, continues = _framing(headers, is_1_1=minor == b"1")
         path, _, query = target.partition(b"?")
@@ -303,12 +377,22 @@ class Http1:
             continues=continues,
         )
 
+    def _parse_with_another_method(self, rest: bytes) -> None:
+        """Parse a head whose method llhttp does not know; the application says what it thinks of it."""
+        self._url, self._headers = b"", []
+        try:
+            httptools.HttpRequestParser(self).feed_data(b"GET" + rest)
+        except httptools.HttpParserUpgrade:
+            pass
+        except httptools.HttpParserError as error:
+            raise _Refused(400, str(error)) from None
+
     async def refuse(self, refused: _Refused) -> None:
         """Say what is wrong with what was sent, and give up the connection."""
         _log.debug("refused: %s", refused)
         reason = _REASONS[refused.status]
-        body = reason + b"\n"
-        head = b"HTTP/1.1 %d %s\r\n%scontent-type: text/plain\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        body = encode_json({"errors": [{"code": "UNSUPPORTED", "message": f"not served: {refused}"}]})
+        head = b"HTTP/1.1 %d %s\r\n%scontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         with suppress(ClientLeft):
             await self._transport.send(head % (refused.status, reason, self._connections.date(), len(body)) + body)
             await self.linger()
@@ -380,8 +464,13 @@ class Http1:
 
 
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
-_EXTENSIONS: Final[dict[str, dict[object, object]]] = {}
-_EXTENSIONS_WITH_FILES: Final[dict[str, dict[object, object]]] = {"http.response.zerocopysend": {}}
+WATCHED: Final = "moorage.watched"
+"""The extension of ASGI's scope that says: who answers is cancelled when the client leaves, and need not look."""
+_EXTENSIONS: Final[dict[str, dict[object, object]]] = {WATCHED: {}}
+_EXTENSIONS_WITH_FILES: Final[dict[str, dict[object, object]]] = {WATCHED: {}, "http.response.zerocopysend": {}}
+
+
+_FRAMING_HEADERS: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"})
 
 
 def _framing(headers: list[tuple[bytes, bytes]], *, is_1_1: bool) -> tuple[int, bool, bool, bool]:
@@ -395,6 +484,8 @@ def _framing(headers: list[tuple[bytes, bytes]], *, is_1_1: bool) -> tuple[int, 
     keep = is_1_1
     hosts = 0
     for name, value in headers:
+        if name not in _FRAMING_HEADERS:
+            continue
         match name:
             case b"host":
                 hosts += 1
@@ -406,7 +497,7 @@ def _framing(headers: list[tuple[bytes, bytes]], *, is_1_1: bool) -> tuple[int, 
                 if length is not None or chunked or not is_1_1:
                     raise _Refused(400, "the length is not clear")
                 if value.lower() != b"chunked":
-                    raise _Refused(501, "an unknown transfer coding")
+                    raise _Refused(400, "an unknown transfer coding")
                 chunked = True
             case b"connection":
                 options = [option.strip(b" \t") for option in value.lower().split(b",")]
@@ -474,6 +565,11 @@ class _Exchange:
         """Answer with 500; an answer that has begun already can only break off."""
         if not self._began:
             await self._connection.refuse(_Refused(500, "the application failed"))
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether the whole request was received and nothing has been answered."""
+        return self._received and not self._began
 
     # ---- receiving
 
@@ -606,21 +702,27 @@ class _Exchange:
         if not start:
             raise RuntimeError("an answer begins with its start")
         status = cast("int", start["status"])
-        parts = [b"HTTP/1.1 %d %s\r\n" % (status, _REASONS.get(status, b"")), self._connection.connections.date()]
-        announced = False
-        for name, value in cast("list[tuple[bytes, bytes]]", start.get("headers", [])):
-            if name in _FRAMING:
+        headers = cast("list[tuple[bytes, bytes]]", start.get("headers", []))
+        for name, value in headers:
+            if name in _FRAMING_OF_ANSWERS:
                 if name == b"content-length":
-                    announced = True
                     self._to_send = int(value)
-                else:
-                    # How it is sent is the server's to say, and when the connection ends.
-                    self._keep = self._keep and not (name == b"connection" and b"close" in value.lower())
-                    continue
-            parts.append(b"%s: %s\r\n" % (name, value))
-        if not announced and not self._bodiless:
+                elif name == b"connection" and b"close" in value.lower():
+                    self._keep = False
+        # How an answer is framed, and when the connection ends, is the server's to say.
+        headers = [header for header in headers if header[0] not in _OF_THE_SERVER]
+        block = b"".join([b"%s: %s\r\n" % header for header in headers])
+        if block.count(b"\n") != len(headers) or block.count(b"\r") != len(headers):
+            raise ValueError("a header of the answer has a line break")
+        parts = [
+            b"HTTP/1.1 %d %s\r\n" % (status, _REASONS.get(status, b"")),
+            self._connection.connections.date(),
+            block,
+        ]
+        if self._to_send is None and not self._bodiless:
             if whole is not None:
                 parts.append(b"content-length: %d\r\n" % whole)
+                self._to_send = whole
             elif self._is_1_1:
                 self._chunked_answer = True
                 parts.append(b"transfer-encoding: chunked\r\n")
@@ -633,11 +735,9 @@ class _Exchange:
             parts.append(b"connection: close\r\n")
         elif not self._is_1_1:
             parts.append(b"connection: keep-alive\r\n")
-        head = b"".join(parts)
-        if head.count(b"\n") != len(parts) or head.count(b"\r") != len(parts):
-            raise ValueError("a header of the answer has a line break")
+        parts.append(b"\r\n")
         self._began = True
-        return head + b"\r\n"
+        return b"".join(parts)
 
 
 class _Chunks:
@@ -711,7 +811,7 @@ class ClearText:
         """Use the socket of `stream`, which stays the owner."""
         self.can_send_files = True
         self._stream = stream
-        self._descriptor = stream.socket.fileno()
+        self.descriptor = stream.socket.fileno()
         self._at_once = 0
 
     async def receive(self, count: int) -> bytes:
@@ -723,7 +823,7 @@ class ClearText:
             await trio.lowlevel.checkpoint()
         while True:
             try:
-                return os.read(self._descriptor, count)
+                return os.read(self.descriptor, count)
             except BlockingIOError:
                 self._at_once = 0
                 await self._wait(trio.lowlevel.wait_readable)
@@ -737,10 +837,10 @@ class ClearText:
             # Nor must a client that sent a thousand requests at once.
             self._at_once = 0
             await trio.lowlevel.checkpoint()
-        left = [memoryview(piece) for piece in pieces if piece]
+        left: list[bytes | memoryview] = [piece for piece in pieces if piece]
         while left:
             try:
-                sent = os.write(self._descriptor, left[0]) if len(left) == 1 else os.writev(self._descriptor, left)
+                sent = os.write(self.descriptor, left[0]) if len(left) == 1 else os.writev(self.descriptor, left)
             except BlockingIOError:
                 await self._wait_writable()
                 continue
@@ -749,7 +849,7 @@ class ClearText:
             while left and sent >= len(left[0]):
                 sent -= len(left.pop(0))
             if sent:
-                left[0] = left[0][sent:]
+                left[0] = memoryview(left[0])[sent:]
 
     async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
         """Send `head`, then `count` bytes of a file from the page cache to the socket."""
@@ -764,7 +864,7 @@ class ClearText:
                 # Read by a thread, so that the loop does not wait for a disk.
                 await trio.to_thread.run_sync(_fetch, descriptor, offset, some)
             try:
-                sent = os.sendfile(self._descriptor, descriptor, offset, some)
+                sent = os.sendfile(self.descriptor, descriptor, offset, some)
             except BlockingIOError:
                 await self._wait_writable()
                 continue
@@ -785,7 +885,7 @@ class ClearText:
 
     async def _wait(self, until: Callable[[int], Awaitable[None]]) -> None:
         try:
-            await until(self._descriptor)
+            await until(self.descriptor)
         except trio.ClosedResourceError as error:
             raise ClientLeft("the connection was closed") from error
 
@@ -836,10 +936,12 @@ def _fetch(descriptor: int, offset: int, count: int) -> None:
 class OverStream:
     """A connection that something lies between, such as TLS."""
 
-    def __init__(self, stream: trio.abc.HalfCloseableStream | trio.SSLStream[trio.SocketStream]) -> None:
+    def __init__(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]) -> None:
         """Use `stream`, which stays the owner."""
         self.can_send_files = False
         self._stream = stream
+        socket = stream.transport_stream.socket if isinstance(stream, trio.SSLStream) else stream.socket
+        self.descriptor = socket.fileno()
 
     async def receive(self, count: int) -> bytes:
         """Return up to `count` bytes, none at the end."""

@@ -168,7 +168,8 @@ def _json(body: bytes, headers: HeaderList, content_type: bytes = b"application/
 
 
 def _content_headers(digest: Digest) -> HeaderList:
-    return [(b"docker-content-digest", digest.encode()), (b"etag", b'"%s"' % digest.encode())]
+    encoded = digest.encode()
+    return [(b"docker-content-digest", encoded), (b"etag", b'"%s"' % encoded)]
 
 
 def _is_unchanged(request: Request, digest: Digest) -> bool:

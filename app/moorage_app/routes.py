@@ -5,7 +5,9 @@ raw: in names nothing may be percent-encoded, so that no two paths mean one repo
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Literal, TypeVar
 from urllib.parse import parse_qs, unquote
 
 import msgspec
@@ -34,6 +36,7 @@ from moorage import (
     PullBlob,
     PullManifest,
     PushBlob,
+    Reference,
     RegistryError,
     RepositoryName,
     SizeInvalid,
@@ -50,6 +53,11 @@ _ENTITY_TAG = re.compile(r'"([^"]*)"')
 _QUERY_FIELDS = 1000
 
 _READ = ("GET", "HEAD")
+
+_REMEMBERED = 4096
+_REMEMBERED_LENGTH = 512
+
+T = TypeVar("T")
 
 
 class PathUnknown(RegistryError):
@@ -82,16 +90,21 @@ class Headers:
 
     def __init__(self, items: list[tuple[bytes, bytes]]) -> None:
         """Take the headers as ASGI gives them."""
-        self._items = items
+        self._values: dict[bytes, list[bytes]] = {}
+        for name, value in items:
+            # Asked about more often than there are headers, so they are not looked through each time.
+            if name in self._values:
+                self._values[name].append(value)
+            else:
+                self._values[name] = [value]
 
     def all(self, name: bytes) -> list[str]:
         """Return every value of `name`."""
-        return [value.decode("latin-1").strip() for key, value in self._items if key == name]
+        return [value.decode("latin-1").strip() for value in self._values.get(name, ())]
 
     def joined(self, name: bytes) -> str | None:
         """Return all values of `name` as the one list that they are (RFC 9110, 5.3), None if there is none."""
-        values = self.all(name)
-        return ", ".join(values) if values else None
+        return ", ".join(self.all(name)) if name in self._values else None
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -150,20 +163,52 @@ def operation_of(request: Request, limits: Limits) -> Operation[object] | None:
         _only(request, *_READ)
         limit = _number(request, maximum=limits.repositories, default=limits.default_repositories)
         return ListRepositories(origin=request.origin, after=request.parameter("last") or "", limit=limit)
-    parts = rest.split("/")
-    match parts:
+    endpoint, name, last = _endpoint(rest)
+    match endpoint:
+        case "manifests":
+            return _manifest(request, name, _reference(last))
+        case "blobs":
+            return _blob(request, name, last)
+        case "upload":
+            return _upload(request, name, last)
+        case "uploads":
+            return _uploads(request, name)
+        case "tags":
+            return _tags(request, name, limits)
+        case "referrers":
+            return _referrers(request, name, last, limits)
+
+
+def _remembered(function: Callable[[str], T]) -> Callable[[str], T]:
+    """Return `function`, which remembers what it said of texts that are not long: clients ask for the same again."""
+    remembering = lru_cache(_REMEMBERED)(function)
+    return lambda text: remembering(text) if len(text) <= _REMEMBERED_LENGTH else function(text)
+
+
+_Endpoint = Literal["manifests", "blobs", "upload", "uploads", "tags", "referrers"]
+
+
+@_remembered
+def _endpoint(path: str) -> tuple[_Endpoint, RepositoryName, str]:
+    """Return which endpoint a path below `/v2/` names, of which repository, and its last part.
+
+    Raises:
+        PathUnknown: no endpoint has this path.
+        NameInvalid: it is of no repository.
+    """
+    match path.split("/"):
         case [*name, "tags", "list"]:
-            return _tags(request, _name(name), limits)
+            return "tags", _name(name), ""
         case [*name, "manifests", reference]:
-            return _manifest(request, _name(name), reference)
+            return "manifests", _name(name), reference
         case [*name, "blobs", "uploads"] | [*name, "blobs", "uploads", ""]:
-            return _uploads(request, _name(name))
+            return "uploads", _name(name), ""
         case [*name, "blobs", "uploads", upload_id]:
-            return _upload(request, _name(name), upload_id)
+            return "upload", _name(name), upload_id
         case [*name, "blobs", digest]:
-            return _blob(request, _name(name), digest)
+            return "blobs", _name(name), digest
         case [*name, "referrers", digest]:
-            return _referrers(request, _name(name), digest, limits)
+            return "referrers", _name(name), digest
         case _:
             raise PathUnknown("no endpoint has this path")
 
@@ -177,8 +222,14 @@ def _name(parts: list[str]) -> RepositoryName:
     return RepositoryName("/".join(parts))
 
 
+@_remembered
 def _digest(text: str) -> Digest:
     return Digest(unquote(text))
+
+
+@_remembered
+def _reference(text: str) -> Reference:
+    return parse_reference(unquote(text))
 
 
 def _number(request: Request, *, maximum: int, default: int) -> int:
@@ -198,8 +249,7 @@ def _tags(request: Request, name: RepositoryName, limits: Limits) -> Operation[o
     return ListTags(origin=request.origin, repository=name, after=request.parameter("last") or "", limit=limit)
 
 
-def _manifest(request: Request, name: RepositoryName, text: str) -> Operation[object] | None:
-    reference = parse_reference(unquote(text))
+def _manifest(request: Request, name: RepositoryName, reference: Reference) -> Operation[object] | None:
     match request.method:
         case "GET" | "HEAD":
             return PullManifest(origin=request.origin, repository=name, reference=reference)
@@ -329,8 +379,14 @@ def entity_tags(header: str | None) -> Match | None:
 
 def accepts(header: str | None, media_type: str) -> bool:
     """Return whether an `Accept` header takes `media_type` (RFC 9110, 12.5.1): the most specific range decides."""
-    if header is None or not header.strip():
+    if header is None or header == media_type or not header.strip():
         return True
+    if len(header) <= _REMEMBERED_LENGTH:
+        return _accepts_remembered(header, media_type)
+    return _accepts(header, media_type)
+
+
+def _accepts(header: str, media_type: str) -> bool:
     kind = media_type.partition("/")[0] + "/*"
     best = (0, 0.0)
     for item in header.split(","):
@@ -339,6 +395,9 @@ def accepts(header: str | None, media_type: str) -> bool:
         if specificity > best[0]:
             best = (specificity, _quality(parameters))
     return best[1] > 0
+
+
+_accepts_remembered = lru_cache(_REMEMBERED)(_accepts)
 
 
 def _quality(parameters: list[str]) -> float:

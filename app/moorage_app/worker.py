@@ -162,9 +162,11 @@ async def serve_worker(
                 await hypercorn_run.worker_serve(
                     ASGIWrapper(application), config, shutdown_trigger=stop.wait, task_status=task_status
                 )
+                nursery.cancel_scope.cancel()
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait_for_signal)
+                nursery.start_soon(connections.watch)
                 await nursery.start(serve)
                 ready()
 

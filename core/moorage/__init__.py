@@ -8,8 +8,8 @@
 
 Imports point downward, within the core too, in this order:
 
-    _errors  _digests  _names  _patterns  _manifests  _driver  _layer  _lease  _memory  _operations  _decisions
-    _layout  _concurrency  _listing  _links  _push  _tags  _referrers  _uploads  _moving  _registry  _yaml  _document  _settings
+    _errors  _digests  _names  _patterns  _manifests  _driver  _concurrency  _layer  _lease  _memory  _operations  _decisions
+    _layout  _listing  _links  _push  _tags  _referrers  _uploads  _moving  _registry  _yaml  _document  _settings
     _environment  _configuration  _hooks  _rules  _watch  _calls  _judging  _explanation  _plugin_files  _plugins
     _assembly
 """
@@ -24,7 +24,7 @@ from ._assembly import (
     open_store,
     open_to_look,
 )
-from ._concurrency import map_bounded
+from ._concurrency import map_bounded, open_helpers
 from ._configuration import (
     CONFIGURATION_PATH,
     Configuration,
@@ -342,6 +342,7 @@ __all__ = [
     "objection",
     "offered_sections",
     "open_hasher",
+    "open_helpers",
     "open_registry",
     "open_rules",
     "open_store",

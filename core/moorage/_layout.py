@@ -17,6 +17,7 @@ its catalog nor its collector stumbles over them.
 """
 
 import datetime as dt
+from functools import lru_cache
 
 from ._digests import Digest
 from ._errors import DigestInvalid, InternalError
@@ -117,13 +118,16 @@ def parse_link(content: bytes, key: str) -> Digest | None:
     Raises:
         InternalError: it holds something else.
     """
-    text = content.decode(errors="replace").strip()
-    if not text:
-        return None
     try:
-        return Digest(text)
+        return _digest_in(content)
     except DigestInvalid:
         raise InternalError(f"the link {key} holds no digest") from None
+
+
+@lru_cache(4096)
+def _digest_in(content: bytes) -> Digest | None:
+    text = content.decode(errors="replace").strip()
+    return Digest(text) if text else None
 
 
 def started_at_content(seconds: float) -> bytes:

@@ -15,6 +15,7 @@ from urllib.parse import quote
 import msgspec
 import trio
 
+from ._concurrency import open_helpers
 from ._driver import Absent, Condition, Driver, Unchanged
 from ._errors import ConditionFailed, DriverError, KeyUnknown, StoreBusy
 
@@ -81,20 +82,13 @@ async def hold_by_lease(driver: Driver, name: str) -> AsyncGenerator[bool]:
         lost = True
         nursery.cancel_scope.cancel()
 
-    failure: Exception | None = None
     try:
-        async with trio.open_nursery() as nursery:
+        async with open_helpers() as nursery:
             nursery.start_soon(renew)
-            try:
-                yield True
-            except Exception as error:  # noqa: BLE001 - raised below, outside the group that a nursery makes of it
-                failure = error
-            nursery.cancel_scope.cancel()
+            yield True
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _RELEASE_SECONDS):
             await _release(driver, key, holder)
-    if failure is not None:
-        raise failure
     if lost:
         raise StoreBusy("the lease was lost", driver=driver.name, operation="hold", key=key)
 

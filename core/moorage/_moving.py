@@ -7,7 +7,7 @@ arrived is no part of it any more.
 """
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import aclosing
 from enum import IntEnum
 
@@ -57,11 +57,13 @@ class Plan(msgspec.Struct, frozen=True):
         items: what the destination lacks, or has otherwise, in no particular order.
         gone: keys that the destination has and the source has not; content is not among them.
         same: how many objects need not be brought.
+        content: the keys of content that the destination has and need not be brought.
     """
 
     items: tuple[Item, ...]
     gone: tuple[str, ...]
     same: int
+    content: frozenset[str] = frozenset()
 
     @property
     def size(self) -> int:
@@ -114,6 +116,7 @@ async def plan_move(
     items: list[Item] = []
     gone: list[str] = []
     doubtful: list[Item] = []
+    content: set[str] = set()
     same = count = 0
     async with (
         aclosing(_everything(source)) as ours,
@@ -136,6 +139,8 @@ async def plan_move(
                 doubtful.append(item)
             else:
                 same += 1
+                if item.step is Step.CONTENT:
+                    content.add(item.key)
     found(count)
 
     async def differs(item: Item) -> bool:
@@ -146,7 +151,7 @@ async def plan_move(
             items.append(item)
         else:
             same += 1
-    return Plan(tuple(items), tuple(gone), same)
+    return Plan(tuple(items), tuple(gone), same, frozenset(content))
 
 
 async def move(
@@ -178,7 +183,7 @@ async def move(
         DriverError: one of the stores; what has been brought stays, and the next plan is that much shorter.
     """
     moved = Moved()
-    mover = _Mover(source, destination, moved, advance)
+    mover = _Mover(source, destination, moved, advance, plan.content)
     for step in Step:
         some = [item for item in plan.items if item.step is step]
         # Large ones first, so that none of them is still under way alone at the end.
@@ -197,11 +202,21 @@ async def move(
 class _Mover:
     """Brings single objects."""
 
-    def __init__(self, source: Driver, destination: Driver, moved: Moved, advance: Callable[[Moved], object]) -> None:
+    def __init__(
+        self,
+        source: Driver,
+        destination: Driver,
+        moved: Moved,
+        advance: Callable[[Moved], object],
+        content: Collection[str],
+    ) -> None:
         self._source = source
         self._destination = destination
         self._moved = moved
         self._advance = advance
+        # What is known to be at the destination: it is not asked for that again by each of many links.
+        self._listed = content
+        self._brought: set[str] = set()
 
     async def content(self, item: Item) -> None:
         """Bring a blob, if it is what its key says."""
@@ -238,6 +253,7 @@ class _Mover:
                     await self._destination.write(item.key, whole)
                 else:
                     await self._destination.write(item.key, chunks)
+            self._brought.add(item.key)
         except _WrongContent:
             self._flaw(item, f"its {arrived} bytes do not have the digest that names them")
         except KeyUnknown:
@@ -268,14 +284,17 @@ class _Mover:
         if item.step in {Step.HISTORY, Step.TAGS}:
             return True
         key = layout.blob(digest)
+        if key in self._listed or key in self._brought:
+            return True
         if await _is_there(self._destination, key):
+            self._brought.add(key)
             return True
         # Pushed while the rest was under way, or known to be wrong, or long gone.
         if any(flaw.key == key for flaw in self._moved.flaws):
             return False
         if await _is_there(self._source, key):
             await self._bring(Item(key, 0, Step.CONTENT), digest)
-            return await _is_there(self._destination, key)
+            return key in self._brought
         self._moved.dangling += 1
         return False
 

@@ -11,7 +11,7 @@ from functools import partial
 
 import trio
 
-from moorage import StoreUnavailable
+from moorage import StoreUnavailable, open_helpers
 
 from ._retry import RetryOptions, retried
 
@@ -147,6 +147,10 @@ class PartWriter:
         self.buffered += data
         while len(self.buffered) >= (size := self._part_size(self._next)):
             self._begin(size)
+        if self._further and len(self.buffered) <= _FIRST:
+            # What is left has its room on the first account.
+            self._budgets.further.give(self._further)
+            self._further = 0
 
     async def flush(self, *, minimum: int) -> None:
         """Send what is buffered as a part, if it has `minimum` bytes; wait until all parts have been sent.
@@ -181,11 +185,13 @@ class PartWriter:
         if not self._first:
             await self._budgets.first.take(_FIRST)
             self._first = _FIRST
-        if size > _FIRST and size - _FIRST > self._further:
-            # A whole part's room at once: half a part that waits for more would keep it from others.
-            wanted = max(self._part_size(self._next), size) - _FIRST - self._further
+        if size > _FIRST and not self._further:
+            # A whole part's room, once: who has some and waits for more keeps it from others who do the same, and none
+            # of them would ever end. What a piece brings beyond the part has its room on the first account, as long as
+            # pieces are no larger than that.
+            wanted = max(self._part_size(self._next), size - _FIRST)
             await self._budgets.further.take(wanted)
-            self._further += wanted
+            self._further = wanted
         else:
             await trio.lowlevel.checkpoint()
 
@@ -246,17 +252,11 @@ async def open_part_writer(
         buffered: bytes that are in no part yet.
         at_once: how many parts may be under way.
     """
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with open_helpers() as nursery:
         writer = PartWriter(
             nursery, budgets, send, part_size=part_size, next_part=next_part, buffered=buffered, at_once=at_once
         )
         try:
             yield writer
-        except Exception as error:  # noqa: BLE001 - raised below, outside the group that a nursery makes of it
-            failure = error
         finally:
             writer.release()
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure

@@ -11,11 +11,15 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, as
 import msgspec
 import trio
 
-from moorage import DriverError, RangeUnsatisfiable, Reader, Stat, StoreUnavailable
+from moorage import DriverError, RangeUnsatisfiable, Reader, Stat, StoreBusy, StoreUnavailable, open_helpers
 
 from ._parts import ByteBudget
 
 RANGE = 8 << 20
+READ_MEMORY = 128 << 20
+"""Bytes that all readers of a driver may have fetched ahead."""
+
+_WAIT_SECONDS = 60.0
 _AHEAD = 2
 _TRIES = 4
 _PAUSE_SECONDS = 0.2
@@ -23,6 +27,50 @@ _SLICE = 1 << 20
 
 OpenRange = Callable[[int, int | None, str | None], AbstractAsyncContextManager[tuple[Stat, AsyncIterator[bytes]]]]
 """Opens the bytes from a first up to, not including, a last (None: the end), clipped; if given, of that version only."""
+
+
+class ReadBudgets:
+    """What all readers of a driver share: memory for what is fetched ahead, and connections that bodies may keep.
+
+    A body keeps its connection for as long as its reader likes, so a quarter of them is left for everything else.
+    """
+
+    def __init__(self, *, connections: int) -> None:
+        """Allow bodies on three quarters of `connections`."""
+        self.memory: ByteBudget = ByteBudget(READ_MEMORY)
+        self._bodies = trio.Semaphore(max(1, connections - max(1, connections // 4)))
+
+    @asynccontextmanager
+    async def body(self, key: str, *, driver: str) -> AsyncGenerator[None]:
+        """Keep a connection while inside; wait for one, but not for ever.
+
+        Raises:
+            StoreBusy: none was given back for a minute.
+        """
+        with trio.move_on_after(_WAIT_SECONDS) as scope:
+            await self._bodies.acquire()
+        if scope.cancelled_caught:
+            raise StoreBusy("too many bodies are being read", driver=driver, operation="open", key=key)
+        try:
+            yield
+        finally:
+            self._bodies.release()
+
+
+async def read_whole(reader: Reader, limit: int, *, driver: str) -> bytes:
+    """Return all of a small object.
+
+    Raises:
+        StoreUnavailable: it has more than `limit` bytes.
+    """
+    if reader.stat.size > limit:
+        raise StoreUnavailable(
+            f"{reader.stat.size} bytes where at most {limit} are expected",
+            driver=driver,
+            operation="open",
+            key=reader.stat.key,
+        )
+    return b"".join([chunk async for chunk in reader])
 
 
 class _Fetched:
@@ -113,16 +161,11 @@ async def open_by_ranges(
             async with aclosing(ranges.resumed(start, end, chunks)) as pieces:
                 yield Reader(stat, pieces)
             return
-        failure: Exception | None = None
-        async with trio.open_nursery() as nursery:
-            try:
-                async with aclosing(_ahead(ranges, start, wanted, chunks, budget, nursery)) as pieces:
-                    yield Reader(stat, pieces)
-            except Exception as error:  # noqa: BLE001 - raised below, outside the group that a nursery makes of it
-                failure = error
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+        async with (
+            open_helpers() as nursery,
+            aclosing(_ahead(ranges, start, wanted, chunks, budget, nursery)) as pieces,
+        ):
+            yield Reader(stat, pieces)
 
 
 async def _ahead(

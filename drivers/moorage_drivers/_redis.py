@@ -20,7 +20,7 @@ from coredis.connection import TCPLocation
 from coredis.exceptions import ConnectionError as RedisConnectionError, RedisError
 from coredis.retry import ConstantRetryPolicy
 
-from moorage import ConfigurationError, RedisSettings
+from moorage import ConfigurationError, RedisSettings, open_helpers
 
 from ._cache import Answers, Ticket
 
@@ -171,10 +171,9 @@ async def open_answers_in_redis(
     # It logs each connection that could not be made with a traceback; what matters of it is said above.
     logging.getLogger("coredis").setLevel(logging.CRITICAL)
     answers = AnswersInRedis(name, ", ".join(settings.addrs), seconds=seconds)
-    async with trio.open_nursery() as nursery:
+    async with open_helpers() as nursery:
         nursery.start_soon(answers.keep_client, open_client)
         yield answers
-        nursery.cancel_scope.cancel()
 
 
 def _opener(settings: RedisSettings) -> Callable[[], AbstractAsyncContextManager[_Client]]:

@@ -13,7 +13,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import msgspec
 import trio
 
-from moorage import ConfigurationError, Driver, DriverLayer, StorageMiddlewareFactory
+from moorage import ConfigurationError, Driver, DriverLayer, StorageMiddlewareFactory, open_helpers
 
 from ._values import Seconds
 
@@ -242,16 +242,9 @@ async def _open_cloudfront(options: CloudfrontOptions, driver: Driver) -> AsyncG
     ranges = Ranges()
     layer = CloudfrontLayer(driver, options, key, ranges)
     wanted = regions if options.ipfilteredby == "awsregion" else None
-    failure: Exception | None = None
-    async with trio.open_nursery() as nursery:
+    async with open_helpers() as nursery:
         nursery.start_soon(_keep_ranges, options, ranges, wanted)
-        try:
-            yield layer
-        except Exception as error:  # noqa: BLE001 - raised below, outside the group that a nursery makes of it
-            failure = error
-        nursery.cancel_scope.cancel()
-    if failure is not None:
-        raise failure
+        yield layer
 
 
 def _load_key(path: str) -> "RSAPrivateKey":

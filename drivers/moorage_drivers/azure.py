@@ -43,10 +43,9 @@ from moorage import (
 from ._azure_client import NAME, AzureClient, Block, Listed, WrongBlobType, conditions, open_container
 from ._azure_options import AzureOptions
 from ._blocks import Blocks, Token, in_pieces
-from ._parts import Budgets, ByteBudget
-from ._reading import open_by_ranges
+from ._parts import Budgets
+from ._reading import ReadBudgets, open_by_ranges, read_whole
 
-_READ_MEMORY = 128 << 20
 _PAGE = 1000
 _DELETES_AT_ONCE = 16
 _ABORT_SECONDS = 30.0
@@ -72,7 +71,7 @@ class AzureDriver(Driver):
         self._root = client.options.root
         budgets = Budgets(memory=self._options.uploadmemory, at_once=max(4, int(self._options.maxconnections) // 2))
         self._blocks = Blocks(self, budgets, self._block_size)
-        self._read_budget = ByteBudget(_READ_MEMORY)
+        self._reading = ReadBudgets(connections=int(self._options.maxconnections))
 
     @classmethod
     @asynccontextmanager
@@ -102,12 +101,23 @@ class AzureDriver(Driver):
     @asynccontextmanager
     async def open(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[Reader]:
         """Open the bytes from `start` up to `stop`."""
+        async with self._reading.body(key, driver=self.name), self._opened(key, start, stop) as reader:
+            yield reader
+
+    async def read(self, key: str, *, limit: int) -> bytes:
+        """Return the whole of a small object; who reads at once keeps no connection from others, and has not to wait."""
+        async with self._opened(key) as reader:
+            return await read_whole(reader, limit, driver=self.name)
+
+    @asynccontextmanager
+    async def _opened(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[Reader]:
+        """Open the bytes from `start` up to `stop`, whoever else reads."""
         async with open_by_ranges(
             partial(self._client.stream, key, self.at(key)),
             partial(self.stat, key),
             start,
             stop,
-            budget=self._read_budget,
+            budget=self._reading.memory,
             driver=self.name,
         ) as reader:
             yield reader

@@ -55,12 +55,11 @@ from ._blocks import Blocks, Token, in_pieces
 from ._bridge import Body, Bridge, open_bridge
 from ._gcs_credentials import NAME, GoogleCredentials
 from ._gcs_options import GCSOptions
-from ._parts import Budgets, ByteBudget
-from ._reading import open_by_ranges
+from ._parts import Budgets
+from ._reading import ReadBudgets, open_by_ranges, read_whole
 
 _log = logging.getLogger("moorage.gcs")
 
-_READ_MEMORY = 128 << 20
 _PAGE = 1000
 _AT_ONCE = 16
 _COMPOSED_AT_ONCE = 32
@@ -129,7 +128,7 @@ class GCSDriver(Driver):
         self._root = options.root
         self._objects = f"{options.url}/storage/v1/b/{quote(options.bucket, safe='')}/o"
         self._uploading = f"{options.url}/upload/storage/v1/b/{quote(options.bucket, safe='')}/o"
-        self._read_budget = ByteBudget(_READ_MEMORY)
+        self._reading = ReadBudgets(connections=options.at_once)
         budgets = Budgets(memory=options.uploadmemory, at_once=max(4, options.at_once // 2))
         self._blocks = Blocks(self, budgets, self._part_size)
 
@@ -257,12 +256,23 @@ class GCSDriver(Driver):
     @asynccontextmanager
     async def open(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[Reader]:
         """Open the bytes from `start` up to `stop`."""
+        async with self._reading.body(key, driver=self.name), self._opened(key, start, stop) as reader:
+            yield reader
+
+    async def read(self, key: str, *, limit: int) -> bytes:
+        """Return the whole of a small object; who reads at once keeps no connection from others, and has not to wait."""
+        async with self._opened(key) as reader:
+            return await read_whole(reader, limit, driver=self.name)
+
+    @asynccontextmanager
+    async def _opened(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[Reader]:
+        """Open the bytes from `start` up to `stop`, whoever else reads."""
         async with open_by_ranges(
             partial(self._stream, key),
             partial(self.stat, key),
             start,
             stop,
-            budget=self._read_budget,
+            budget=self._reading.memory,
             driver=self.name,
         ) as reader:
             yield reader

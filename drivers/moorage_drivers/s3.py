@@ -9,13 +9,12 @@
   resumed, unless this process sent it.
 """
 
-import hashlib
 import logging
 import random
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Protocol, cast
 
@@ -58,22 +57,25 @@ from moorage import (
 )
 
 from ._bridge import Body, Bridge, open_bridge
-from ._parts import Budgets, ByteBudget, PartWriter, open_part_writer
-from ._reading import open_by_ranges
+from ._parts import Budgets, open_part_writer
+from ._reading import ReadBudgets, open_by_ranges, read_whole
 from ._s3_options import S3Options
+from ._s3_upload import PART_MINIMUM, Part, S3Upload, Token, decode_token, digest_of_parts
 
 _log = logging.getLogger("moorage.s3")
 
-PART_MINIMUM = 5 << 20
 PARTS_LIMIT = 10_000
 
-_READ_MEMORY = 128 << 20
 _PAGE = 1000
 _DELETES_AT_ONCE = 1000
 _SMALL_COPY = 8 << 20
+_WHOLE = 16 << 20
+"""Up to so many bytes are sent by one request where the caller has them all; that takes no room of the uploads'. The record
+of an upload session has at most 9 MiB, and is written while its upload has such room: were it to wait for more of it,
+sessions would wait for each other for ever."""
 _ABORT_SECONDS = 30.0
 _CLOSE_SECONDS = 10.0
-_KNOWN_UPLOADS = 1024
+_KNOWN_PARTS = 100_000
 _GAP = 16
 _BEYOND_ALL = "~"
 """Comes after every character that a key may have."""
@@ -95,39 +97,6 @@ class _Filesystem(Protocol):
     async def set_session(self) -> object: ...
 
 
-class _Part(msgspec.Struct, frozen=True):
-    """A part that the service has."""
-
-    number: int
-    size: int
-    etag: str
-
-
-class _Token(msgspec.Struct, frozen=True, kw_only=True):
-    """Where an upload stands.
-
-    Attributes:
-        key: below which its state lies.
-        destination: where it will probably be committed, if that was announced.
-        upload: the service's id of it, once it has a part.
-        numbers: the numbers of its parts, as pairs of the first and the last of a run.
-        parts: a digest of what the service said of these parts.
-        size: how many bytes the parts have.
-        tail: the bytes that are in no part.
-    """
-
-    key: str
-    destination: str | None
-    upload: str | None
-    numbers: tuple[tuple[int, int], ...]
-    parts: str
-    size: int
-    tail: bytes
-
-
-_tokens = msgspec.json.Decoder(_Token)
-
-
 class S3Driver(Driver):
     """A store in a bucket; make it with `open_bucket`."""
 
@@ -142,8 +111,10 @@ class S3Driver(Driver):
         self._client = client
         self._signer = signer
         self._root = options.root
-        self._read_budget = ByteBudget(_READ_MEMORY)
-        self._known: OrderedDict[tuple[str, str], tuple[_Part, ...]] = OrderedDict()
+        self.reading: ReadBudgets = ReadBudgets(connections=options.maxconnections)
+        # By an upload's id: the digest that its newest token has, and the parts.
+        self._known: OrderedDict[str, tuple[str, tuple[Part, ...]]] = OrderedDict()
+        self._known_parts = 0
 
     @classmethod
     @asynccontextmanager
@@ -264,6 +235,17 @@ class S3Driver(Driver):
     @asynccontextmanager
     async def open(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[Reader]:
         """Open the bytes from `start` up to `stop`."""
+        async with self.reading.body(key, driver=self.name), self._opened(key, start, stop) as reader:
+            yield reader
+
+    async def read(self, key: str, *, limit: int) -> bytes:
+        """Return the whole of a small object; who reads at once keeps no connection from others, and has not to wait."""
+        async with self._opened(key) as reader:
+            return await read_whole(reader, limit, driver=self.name)
+
+    @asynccontextmanager
+    async def _opened(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[Reader]:
+        """Open the bytes from `start` up to `stop`, whoever else reads."""
         name = self.at(key)
 
         @asynccontextmanager
@@ -274,7 +256,7 @@ class S3Driver(Driver):
                 yield opened
 
         async with open_by_ranges(
-            open_range, partial(self.stat, key), start, stop, budget=self._read_budget, driver=self.name
+            open_range, partial(self.stat, key), start, stop, budget=self.reading.memory, driver=self.name
         ) as reader:
             yield reader
 
@@ -331,7 +313,7 @@ class S3Driver(Driver):
         """Put an object at `key`."""
         del durable
         name = self.at(key)
-        if isinstance(chunks, bytes) and len(chunks) <= self.options.chunksize:
+        if isinstance(chunks, bytes) and len(chunks) <= max(self.options.chunksize, _WHOLE):
             return await self.put(key, name, chunks, condition)
         async with self._open(key, key) as upload:
             try:
@@ -452,14 +434,14 @@ class S3Driver(Driver):
         reply = await self.ask("create_multipart_upload", "copy", key, Key=name, **self.new_object())
         upload = _text(reply, "UploadId")
 
-        async def copy_part(number: int) -> _Part:
+        async def copy_part(number: int) -> Part:
             first, last = (number - 1) * step, min(number * step, size)
             answer = await self.ask(
                 "upload_part_copy", "copy", key, Key=name, UploadId=upload, PartNumber=number,
                 CopySourceRange=f"bytes={first}-{last - 1}", **pinned,
             )  # fmt: skip
             result = cast("Reply", answer.get("CopyPartResult", {}))
-            return _Part(number, last - first, _text(result, "ETag"))
+            return Part(number, last - first, _text(result, "ETag"))
 
         try:
             numbers = range(1, -(-size // step) + 1)
@@ -487,13 +469,13 @@ class S3Driver(Driver):
 
     @asynccontextmanager
     async def _open(self, key: str, destination: str | None) -> AsyncGenerator["S3Upload"]:
-        token = _Token(key=key, destination=destination, upload=None, numbers=(), parts="", size=0, tail=b"")
+        token = Token(key=key, destination=destination, upload=None, numbers=(), parts="", size=0, tail=b"")
         async with self._upload(token, (), first_number=1) as upload:
             yield upload
 
     @asynccontextmanager
     async def _upload(
-        self, token: _Token, parts: Sequence[_Part], *, first_number: int, whole: bool = False
+        self, token: Token, parts: Sequence[Part], *, first_number: int, whole: bool = False
     ) -> AsyncGenerator["S3Upload"]:
         upload = S3Upload(self, token, parts, whole=whole)
         async with open_part_writer(
@@ -512,7 +494,7 @@ class S3Driver(Driver):
         """Go on with an upload at `offset`."""
         await trio.lowlevel.checkpoint()
         try:
-            held = _tokens.decode(token)
+            held = decode_token(token)
         except msgspec.MsgspecError:
             raise UploadGone("not a token of this driver", driver=self.name, operation="upload") from None
         if held.size + len(held.tail) != offset:
@@ -526,7 +508,7 @@ class S3Driver(Driver):
         async with self._upload(held, parts, first_number=first_number, whole=whole) as upload:
             yield upload
 
-    async def _found(self, token: _Token) -> tuple[tuple[_Part, ...], int, bool]:
+    async def _found(self, token: Token) -> tuple[tuple[Part, ...], int, bool]:
         """Return the parts of an upload that its token answers for, the number of the next one, and whether it was completed.
 
         Others may have sent parts since, so numbers that might be theirs are passed over: what they were told that
@@ -535,7 +517,9 @@ class S3Driver(Driver):
         if token.upload is None:
             return (), 1, False
         wanted = {number for first, last in token.numbers for number in range(first, last + 1)}
-        known = self._known.get((token.upload, token.parts))
+        digest, known = self._known.get(token.upload, ("", None))
+        if digest != token.parts:
+            known = None
         highest = max(wanted)
         if known is None:
             try:
@@ -546,7 +530,7 @@ class S3Driver(Driver):
                 raise UploadGone("it has ended", driver=self.name, operation="upload", key=token.key) from None
             known = tuple(part for part in listed if part.number in wanted)
             highest = max([highest, *(part.number for part in listed)])
-        if _digest(known) != token.parts:
+        if digest_of_parts(known) != token.parts:
             raise UploadGone("the service holds other parts", driver=self.name, operation="upload", key=token.key)
         gap = random.randrange(_GAP) if highest < PARTS_LIMIT // 2 else 0  # noqa: S311 - to keep out of each other's way
         return known, highest + 1 + gap, False
@@ -558,28 +542,35 @@ class S3Driver(Driver):
         except KeyUnknown:
             return None
 
-    async def _list_parts(self, key: str, name: str, upload: str) -> Sequence[_Part]:
-        parts: list[_Part] = []
+    async def _list_parts(self, key: str, name: str, upload: str) -> Sequence[Part]:
+        parts: list[Part] = []
         marker = 0
         while True:
             reply = await self.ask(
                 "list_parts", "upload", key, Key=name, UploadId=upload, PartNumberMarker=marker, MaxParts=_PAGE
             )
             parts += [
-                _Part(_number(item, "PartNumber"), _number(item, "Size"), _text(item, "ETag"))
+                Part(_number(item, "PartNumber"), _number(item, "Size"), _text(item, "ETag"))
                 for item in _items(reply, "Parts")
             ]
             if not reply.get("IsTruncated") or not parts:
                 return parts
             marker = parts[-1].number
 
-    def remember(self, upload: str, parts: Sequence[_Part]) -> str:
+    def remember(self, upload: str, parts: Sequence[Part]) -> str:
         """Keep in mind what an upload consists of, so that the service need not be asked; return the digest of it."""
-        digest = _digest(parts)
-        self._known[upload, digest] = tuple(parts)
-        while len(self._known) > _KNOWN_UPLOADS:
-            self._known.popitem(last=False)
+        digest = digest_of_parts(parts)
+        self._forget(upload)
+        self._known[upload] = digest, tuple(parts)
+        self._known_parts += len(parts)
+        while self._known_parts > _KNOWN_PARTS:
+            self._forget(next(iter(self._known)))
         return digest
+
+    @property
+    def remembered(self) -> tuple[int, int]:
+        """How many uploads are kept in mind, and how many parts of these."""
+        return len(self._known), self._known_parts
 
     async def create(self, key: str, name: str) -> str:
         """Begin an upload to the object `name`; return its id."""
@@ -587,7 +578,7 @@ class S3Driver(Driver):
         return _text(reply, "UploadId")
 
     async def complete(
-        self, key: str, name: str, upload: str, parts: Sequence[_Part], condition: Condition | None
+        self, key: str, name: str, upload: str, parts: Sequence[Part], condition: Condition | None
     ) -> str | None:
         """Make an object of parts; return its version."""
         self._forget(upload)
@@ -599,8 +590,8 @@ class S3Driver(Driver):
         return _text(reply, "ETag") or None
 
     def _forget(self, upload: str) -> None:
-        for each in [known for known in self._known if known[0] == upload]:
-            del self._known[each]
+        _, parts = self._known.pop(upload, ("", ()))
+        self._known_parts -= len(parts)
 
     async def abort(self, key: str, name: str, upload: str) -> None:
         """Free the parts of an upload that will not be completed; one that has ended is no error."""
@@ -640,103 +631,6 @@ class S3Driver(Driver):
         """Try to be the only holder of `name` over all replicas."""
         async with hold_by_lease(self, name) as held:
             yield held
-
-
-class S3Upload(Upload):
-    """An upload in parts, which go where it was announced to be committed, or to its own key."""
-
-    writer: PartWriter
-
-    def __init__(self, driver: S3Driver, token: _Token, parts: Sequence[_Part], *, whole: bool) -> None:
-        """Go on where `token` says; `whole` if the service has made an object of the parts already."""
-        self.offset = token.size + len(token.tail)
-        self._driver = driver
-        self._token = token
-        self._parts = {part.number: part for part in parts}
-        self._whole = whole
-        self._id = token.upload
-        self._creating = trio.Lock()
-        self._target = token.destination or token.key
-
-    async def write(self, data: bytes) -> None:
-        """Append `data`."""
-        if self._whole:
-            raise self._gone("its bytes are complete")
-        await self.writer.write(data)
-        self.offset += len(data)
-
-    async def send(self, number: int, data: bytes) -> None:
-        """Send one part; of the first ones, one begins the upload."""
-        name = self._driver.at(self._target)
-        async with self._creating:
-            if self._id is None:
-                self._id = await self._driver.create(self._token.key, name)
-        reply = await self._driver.ask(
-            "upload_part", "upload", self._token.key, Key=name, UploadId=self._id, PartNumber=number, Body=data
-        )
-        self._parts[number] = _Part(number, len(data), _text(reply, "ETag"))
-
-    async def suspend(self) -> bytes:
-        """Send what the service takes as a part; the token has the rest."""
-        await self.writer.flush(minimum=PART_MINIMUM)
-        parts = self._ordered()
-        token = msgspec.structs.replace(
-            self._token,
-            upload=self._id if parts else None,
-            numbers=_runs(parts),
-            parts=self._driver.remember(self._id, parts) if self._id and parts else "",
-            size=sum(part.size for part in parts),
-            tail=bytes(self.writer.buffered),
-        )
-        return msgspec.json.encode(token)
-
-    def _ordered(self) -> list[_Part]:
-        return [self._parts[number] for number in sorted(self._parts)]
-
-    async def commit(self, destination: str, *, condition: Condition | None = None) -> None:
-        """Make the object visible at `destination`."""
-        await self.finish(destination, condition)
-
-    async def finish(self, destination: str, condition: Condition | None) -> str | None:
-        """Make the object visible at `destination`; return its version where the service says it."""
-        driver, key = self._driver, self._token.key
-        name = driver.at(destination)
-        if self._id is None and not self._parts and not self.writer.sending:
-            return await driver.put(destination, name, bytes(self.writer.buffered), condition)
-        if destination != self._target and self._token.destination is not None:
-            raise self._gone("it was announced for another key, and its parts cannot be moved")
-        version: str | None = None
-        if not self._whole:
-            await self.writer.flush(minimum=1)
-            if self._id is None:
-                raise self._gone("it has no parts")
-            direct = condition if destination == self._target else None
-            try:
-                version = await driver.complete(key, driver.at(self._target), self._id, self._ordered(), direct)
-            except UploadGone:
-                # Completed before, by a request whose answer was lost; nobody else puts anything at its own key.
-                if self._target != key or await driver.size_of(key) != self.offset:
-                    raise
-            self._whole = True
-        if destination != self._target:
-            await driver.copy_sized(self._target, destination, await driver.stat(self._target), condition)
-            await driver.delete(self._target)
-        return version
-
-    async def abort(self) -> None:
-        """End the upload and free what the service holds."""
-        # Parts under way would lie there for ever; what becomes of them is of no interest any more.
-        with suppress(DriverError):
-            await self.writer.drain()
-        if self._id is not None and not self._whole:
-            await self._driver.abort(self._token.key, self._driver.at(self._target), self._id)
-        elif self._whole and self._token.destination is None:
-            await self._driver.delete(self._token.key)
-        else:
-            await trio.lowlevel.checkpoint()
-
-    def _gone(self, what: str) -> UploadGone:
-        return UploadGone(what, driver=self._driver.name, operation="upload", key=self._token.key)
 
 
 def _filesystem(bridge: Bridge, options: S3Options) -> _Filesystem:
@@ -840,18 +734,3 @@ def _time(reply: Reply, name: str) -> float:
     value: object = reply.get(name)
     stamp: object = getattr(value, "timestamp", None)
     return float(cast("Callable[[], float]", stamp)()) if stamp is not None else 0.0
-
-
-def _digest(parts: Sequence[_Part]) -> str:
-    return hashlib.sha256(msgspec.json.encode(parts)).hexdigest()
-
-
-def _runs(parts: Sequence[_Part]) -> tuple[tuple[int, int], ...]:
-    """Return the numbers of `parts`, which are in order, as pairs of the first and the last of each run."""
-    runs: list[tuple[int, int]] = []
-    for part in parts:
-        if runs and runs[-1][1] + 1 == part.number:
-            runs[-1] = (runs[-1][0], part.number)
-        else:
-            runs.append((part.number, part.number))
-    return tuple(runs)

@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import trio
 import trio.testing
 
-from moorage import map_bounded
+from moorage import map_bounded, open_helpers
 
 
 @pytest.mark.parametrize("limit", [1, 2, 100])
@@ -57,3 +59,60 @@ async def test_a_cancelled_map_is_cancelled() -> None:
     with trio.move_on_after(0) as scope:
         await map_bounded(trio.sleep, [1000.0, 1000.0], limit=2)
     assert scope.cancelled_caught
+
+
+async def test_helpers_are_cancelled_and_waited_for_when_the_block_ends() -> None:
+    ended = 0
+
+    async def help_along() -> None:
+        nonlocal ended
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()
+            ended += 1
+
+    async with open_helpers() as nursery:
+        nursery.start_soon(help_along)
+        nursery.start_soon(help_along)
+        await trio.testing.wait_all_tasks_blocked()
+    assert ended == 2
+
+
+async def test_what_a_block_with_helpers_raises_is_raised_as_it_is() -> None:
+    mine = LookupError("mine")
+    with pytest.raises(LookupError) as caught:
+        async with open_helpers() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            raise mine
+    assert caught.value is mine
+
+
+async def test_a_block_with_helpers_can_be_cancelled_and_its_helpers_can_cancel_it() -> None:
+    with trio.move_on_after(0) as scope:
+        async with open_helpers() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+
+    async def stop() -> None:
+        await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+
+    async with open_helpers() as nursery:
+        nursery.start_soon(stop)
+        await trio.sleep(math.inf)
+    assert nursery.cancel_scope.cancelled_caught
+
+
+async def test_a_helper_that_fails_ends_the_block() -> None:
+    async def fail() -> None:
+        await trio.lowlevel.checkpoint()
+        raise LookupError("theirs")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_helpers() as nursery:
+            nursery.start_soon(fail)
+            await trio.sleep_forever()
+    assert [str(error) for error in caught.value.exceptions] == ["theirs"]

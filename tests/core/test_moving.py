@@ -14,6 +14,7 @@ from moorage import (
     MemoryDriver,
     Moved,
     Reader,
+    Stat,
     StoreUnavailable,
     move,
     plan_move,
@@ -135,12 +136,17 @@ async def test_links_without_content_are_left_as_the_source_shows_nothing_for_th
 
 
 class Recording(DriverLayer):
-    """Remembers what was written, in order, and fails when it is told to."""
+    """Remembers what was written and what was looked at, in order, and fails when it is told to."""
 
     def __init__(self, inner: Driver, *, most: int = 10_000) -> None:
         super().__init__(inner)
         self.written: list[str] = []
+        self.looked_at: list[str] = []
         self.most = most
+
+    async def stat(self, key: str) -> Stat:
+        self.looked_at.append(key)
+        return await super().stat(key)
 
     async def write(self, key: str, *args: object, **more: object) -> str | None:
         if len(self.written) >= self.most:
@@ -162,6 +168,27 @@ async def test_it_writes_in_the_order_of_a_push() -> None:
     steps = [step(key) for key in destination.written]
     assert steps == sorted(steps)
     assert len(destination.written) == len(set(destination.written))
+
+
+async def test_the_destination_is_not_asked_for_content_that_it_listed_or_got() -> None:
+    source, inner = MemoryDriver(), MemoryDriver()
+    for number in range(10):
+        await push(source, f"app-{number}", "v1", [b"base", b"%d" % number])
+    # Content came already; what names it did not.
+    for number in range(0, 10, 2):
+        await inner.write(blob(b"%d" % number), b"%d" % number)
+    destination = Recording(inner)
+    await copied(source, destination)
+    assert await contents(inner) == await contents(source)
+    assert destination.looked_at == []
+
+
+async def test_content_of_another_size_at_the_destination_is_replaced_before_it_is_named() -> None:
+    source, inner = MemoryDriver(), MemoryDriver()
+    await push(source, "app", "v1", [b"right"])
+    await inner.write(blob(b"right"), b"half")
+    await copied(source, inner)
+    assert await contents(inner) == await contents(source)
 
 
 @pytest.mark.parametrize("most", [0, 1, 7, 30, 77])

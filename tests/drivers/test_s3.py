@@ -303,7 +303,7 @@ async def test_a_large_object_is_read_by_ranges_of_one_version(in_bucket: dict[s
             with pytest.raises(StoreUnavailable, match="replaced"):
                 async for _ in reader:
                     await driver.write("a", b"other")
-        assert driver._read_budget.used == 0
+        assert driver.reading.memory.used == 0
 
 
 def test_every_option_is_documented() -> None:

@@ -1,6 +1,7 @@
 """`moorage copy`, from one kind of store to another and back."""
 
 import hashlib
+import itertools
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from azure_storage import options as azure_options
+from proxies import FaultProxy, Stall, fault_proxy
 from pushing import Repository, catalog, noise
 from s3 import bucket, options as s3_options
 from servers import Server, configuration, configured, free_port, http, wait_for, write_configuration
@@ -19,6 +21,7 @@ from services import AzureService, S3Service
 
 IMAGES = int(os.environ.get("MOORAGE_TEST_IMAGES", "20"))
 """How many images are moved; more where there is time."""
+SECONDS = 300 + IMAGES
 
 
 def settings(tmp_path: Path, name: str, storage: Mapping[str, object]) -> Path:
@@ -39,7 +42,7 @@ def copy(*arguments: object, environment: Mapping[str, str] | None = None) -> "s
         [sys.executable, "-m", "moorage_app", "copy", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=SECONDS,
         check=False,
         env={**os.environ, **(environment or {})},
     )
@@ -80,22 +83,60 @@ def stored(folder: Path) -> dict[str, str]:
     }
 
 
-def test_images_go_from_files_to_s3_to_azure_and_back(tmp_path: Path, moto: S3Service, azurite: AzureService) -> None:
+def begin_copy(*arguments: object) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "moorage_app", "copy", *map(str, arguments), "--quiet"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def kill_on_the_way(proxy: FaultProxy, method: str, count: int, source: Path, destination: Path) -> None:
+    """Copy until a service has got `count` requests of `method`, and kill the copy while it waits for more answers."""
+    numbers = itertools.count()
+    times = 1_000_000
+    proxy.reset()
+    proxy.fault(lambda request: request.method == method and next(numbers) >= count, Stall(3600), times)
+    process = begin_copy(source, destination)
+    wait_for(
+        lambda: proxy.faults_left < times or process.poll() is not None, "enough to be copied", seconds=float(SECONDS)
+    )
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(30) == -signal.SIGKILL
+
+
+def test_images_go_from_files_to_s3_to_azure_and_back_though_killed_five_times(
+    tmp_path: Path, moto: S3Service, azurite: AzureService
+) -> None:
+    in_s3, in_azure = s3_options(moto, bucket(moto)), azure_options(azurite)
     stores: dict[str, dict[str, object]] = {
         "files": files(tmp_path, "files"),
-        "s3": {"s3": s3_options(moto, bucket(moto))},
-        "azure": {"azure": azure_options(azurite)},
+        "s3": {"s3": in_s3},
+        "azure": {"azure": in_azure},
         "back": files(tmp_path, "back"),
     }
     configurations = {name: settings(tmp_path, name, storage) for name, storage in stores.items()}
-    with configured(tmp_path / "files", workers=1, storage=stores["files"]) as server:
-        pushed = fill(server, IMAGES)
-        # What is served meanwhile is copied all the same.
-        done = copy(configurations["files"], configurations["s3"], "--quiet")
-        assert (done.returncode, done.stderr) == (0, "")
-    for source, destination in (("s3", "azure"), ("azure", "back")):
+
+    def finish(source: str, destination: str) -> None:
         done = copy(configurations[source], configurations[destination], "--jobs", 8, "--quiet")
         assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+    with fault_proxy(moto.url) as to_s3, fault_proxy(azurite.url) as to_azure:
+        slow_s3 = settings(tmp_path, "s3-by-proxy", {"s3": in_s3 | {"regionendpoint": to_s3.url}})
+        by_proxy = {"serviceurl": f"{to_azure.url}/{azurite.account}"}
+        slow_azure = settings(tmp_path, "azure-by-proxy", {"azure": in_azure | by_proxy})
+        # What is served meanwhile is copied all the same.
+        with configured(tmp_path / "files", workers=1, storage=stores["files"]) as server:
+            pushed = fill(server, IMAGES)
+            # In the middle of blobs, and of what names them.
+            for count in (IMAGES, 2 * IMAGES):
+                kill_on_the_way(to_s3, "PUT", count, configurations["files"], slow_s3)
+            finish("files", "s3")
+        for count in (IMAGES, 2 * IMAGES):
+            kill_on_the_way(to_azure, "PUT", count, configurations["s3"], slow_azure)
+        finish("s3", "azure")
+        kill_on_the_way(to_azure, "GET", 2 * IMAGES, slow_azure, configurations["back"])
+        finish("azure", "back")
     assert stored(tmp_path / "back") == stored(tmp_path / "files")
     for name in ("s3", "azure", "back"):
         assert served(tmp_path, name, stores[name]) == pushed
@@ -112,11 +153,7 @@ def test_killed_five_times_it_arrives_whole(tmp_path: Path) -> None:
     wanted = stored(tmp_path / "from")
     blobs = tmp_path / "to" / "store" / "docker" / "registry" / "v2" / "blobs"
     for turn in range(1, 6):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "moorage_app", "copy", source, destination, "--quiet", "--jobs", "2"],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = begin_copy(source, destination, "--jobs", 2)
         enough = turn * IMAGES // 6
 
         def some_arrived(enough: int = enough, process: "subprocess.Popen[bytes]" = process) -> bool:

@@ -254,6 +254,7 @@ async def speaking(
                 peer.ended.set()
 
         nursery.start_soon(serve)
+        nursery.start_soon(connections.watch)
         try:
             yield peer
         finally:

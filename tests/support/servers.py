@@ -6,6 +6,7 @@ runs, what it logged stands below the failure.
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -258,6 +259,17 @@ def memory_peak(pid: int) -> int:
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) << 10
     raise AssertionError(f"no VmHWM of {pid}")
+
+
+def memory_now(pid: int) -> int:
+    """Return how many bytes the process has in memory."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize()
+
+
+def threads_of(pid: int) -> int:
+    """Return how many threads the process has."""
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
 
 
 def forget_memory_peak(pid: int) -> None:
