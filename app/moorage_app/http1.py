@@ -197,6 +197,7 @@ class Http1:
         self._client = client
         self._server = server
         self._buffer = b""
+        self._parser = httptools.HttpRequestParser(self)
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._scope = trio.CancelScope()
@@ -211,8 +212,8 @@ class Http1:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header."""
-        self._headers.append((name.lower(), value))
+        """Take a header; llhttp takes off the space before a value only."""
+        self._headers.append((name.lower(), value.rstrip()))
 
     # ---- requests
 
@@ -333,23 +334,22 @@ class Http1:
             raise _Refused(400, "no request line of HTTP/1.0 or HTTP/1.1")
         self._url, self._headers = b"", []
         try:
-            # One for each head: whether there is a next one, and where, is not llhttp's to say.
-            httptools.HttpRequestParser(self).feed_data(head)
+            self._parser.feed_data(head)
         except httptools.HttpParserUpgrade:
             # Nothing is upgraded to, and what follows is read as HTTP/1.1 again (RFC 9110, 7.8).
-            pass
+            self._parser = httptools.HttpRequestParser(self)
         except httptools.HttpParserInvalidMethodError:
             self._parse_with_another_method(head[line.end(1) :])
         except httptools.HttpParserError as error:
             raise _Refused(400, str(error)) from None
         method, target, headers = line[1], self._url, self._headers
-        if b" \r\n" in head or b"\t\r\n" in head:
-            # llhttp takes off the space before a value only.
-            headers = [(name, value.rstrip(b" \t")) for name, value in headers]
         if len(headers) > HEADERS_LIMIT:
             raise _Refused(431, "too many headers")
         minor = head[line.end() - 3 : line.end() - 2]
-        length, chunked, keep, continues = _framing(headers, is_1_1=minor == b"1")
+        length, chunked, keep, continues, plain = _framing(headers, is_1_1=minor == b"1")
+        if not plain:
+            # The parser waits for a body that is read without it, or for no more requests.
+            self._parser = httptools.HttpRequestParser(self)
         path, _, query = target.partition(b"?")
         raw = path.decode("ascii") if b"%" not in path else unquote_to_bytes(path).decode("utf-8", "replace")
         scope: dict[str, object] = {
@@ -381,9 +381,10 @@ class Http1:
         """Parse a head whose method llhttp does not know; the application says what it thinks of it."""
         self._url, self._headers = b"", []
         try:
-            httptools.HttpRequestParser(self).feed_data(b"GET" + rest)
+            self._parser = httptools.HttpRequestParser(self)
+            self._parser.feed_data(b"GET" + rest)
         except httptools.HttpParserUpgrade:
-            pass
+            self._parser = httptools.HttpRequestParser(self)
         except httptools.HttpParserError as error:
             raise _Refused(400, str(error)) from None
 
@@ -470,25 +471,40 @@ _EXTENSIONS: Final[dict[str, dict[object, object]]] = {WATCHED: {}}
 _EXTENSIONS_WITH_FILES: Final[dict[str, dict[object, object]]] = {WATCHED: {}, "http.response.zerocopysend": {}}
 
 
-_FRAMING_HEADERS: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"})
+_FRAMING_HEADERS: Final = frozenset({
+    b"host",
+    b"content-length",
+    b"transfer-encoding",
+    b"connection",
+    b"proxy-connection",
+    b"expect",
+})
 
 
-def _framing(headers: list[tuple[bytes, bytes]], *, is_1_1: bool) -> tuple[int, bool, bool, bool]:
+def _framing(headers: list[tuple[bytes, bytes]], *, is_1_1: bool) -> tuple[int, bool, bool, bool, bool]:
     """Return the length of a request's body, whether it is chunked, whether the connection is kept, and `Expect`.
+
+    And whether there was no word about any of these.
 
     Raises:
         _Refused: it cannot be told for certain where the request ends, or whom it is for.
     """
     length: int | None = None
     chunked = continues = close = False
+    plain = True
     keep = is_1_1
     hosts = 0
     for name, value in headers:
         if name not in _FRAMING_HEADERS:
             continue
+        if name == b"host":
+            hosts += 1
+            continue
+        if name == b"connection" and value.lower() == b"keep-alive":
+            keep = True
+            continue
+        plain = False
         match name:
-            case b"host":
-                hosts += 1
             case b"content-length":
                 if length is not None or chunked or _LENGTH.fullmatch(value) is None:
                     raise _Refused(400, "the length is not clear")
@@ -506,10 +522,11 @@ def _framing(headers: list[tuple[bytes, bytes]], *, is_1_1: bool) -> tuple[int, 
             case b"expect":
                 continues = is_1_1 and value.lower() == b"100-continue"
             case _:
+                # `Proxy-Connection`, which llhttp obeys.
                 pass
     if hosts > 1 or (is_1_1 and not hosts):
         raise _Refused(400, "not one Host")
-    return length or 0, chunked, keep and not close, continues
+    return length or 0, chunked, keep and not close, continues, plain
 
 
 class _Exchange:
@@ -537,6 +554,8 @@ class _Exchange:
         """Have the request answered; return whether another one may follow on the connection."""
         try:
             await application(self._scope, self.receive, self.send)
+            if self._ended and self._received and not self._gone:
+                return self._keep
             return await self._settle()
         except ClientLeft:
             return False
@@ -707,10 +726,11 @@ class _Exchange:
             if name in _FRAMING_OF_ANSWERS:
                 if name == b"content-length":
                     self._to_send = int(value)
-                elif name == b"connection" and b"close" in value.lower():
+                    continue
+                # How an answer is framed, and when the connection ends, is the server's to say.
+                headers = [header for header in headers if header[0] not in _OF_THE_SERVER]
+                if name == b"connection" and b"close" in value.lower():
                     self._keep = False
-        # How an answer is framed, and when the connection ends, is the server's to say.
-        headers = [header for header in headers if header[0] not in _OF_THE_SERVER]
         block = b"".join([b"%s: %s\r\n" % header for header in headers])
         if block.count(b"\n") != len(headers) or block.count(b"\r") != len(headers):
             raise ValueError("a header of the answer has a line break")
