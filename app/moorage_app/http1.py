@@ -8,8 +8,8 @@ Answers for RFC 9112. Heads are parsed by llhttp (httptools); framing is decided
 - **Bounded.** A head, the extensions of chunks and the trailers have a size, a head and each step of a body and of an
   answer have a time. A client that is given up is given up with its connection, and with nothing else.
 - **No task beside the connection's own**, but one for all that looks, once a second, whether anybody still waits. The
-  application is called where the request was read, and receives and sends by direct calls. What is not asked for is not read: a slow application slows its client down, and nobody's memory
-  fills.
+  application is called where the request was read, and receives and sends by direct calls. What is not asked for is
+  not read: a slow application slows its client down, and nobody's memory fills.
 - A client that has left is told by `http.disconnect`, and by `ClientLeft` to who sends. It has left when its side of the
   connection is closed and somebody asks; an answer that is ready all the same is sent, for it may still listen.
 """
@@ -61,13 +61,16 @@ _FAIR: Final = 16
 _LOOK_SECONDS: Final = 1.0
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_HEAD_END: Final = b"\r\n\r\n"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([\x21-\x7e\x80-\xff]+) HTTP/1\.[01]\r\n")
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
-_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;([^\r\n\x00]*))?")
-_TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[^\r\n\x00]*")
+_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;([\t\x20-\x7e\x80-\xff]*))?")
+_TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 _BODILESS: Final = frozenset({204, 304})
+_OF_THE_SERVER: Final = frozenset({b"transfer-encoding", b"connection"})
+_FRAMING_OF_ANSWERS: Final = frozenset({b"content-length", *_OF_THE_SERVER})
 
 _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -209,8 +212,8 @@ class Http1:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header."""
-        self._headers.append((name.lower(), value))
+        """Take a header; llhttp takes off the space before a value only."""
+        self._headers.append((name.lower(), value.rstrip()))
 
     # ---- requests
 
@@ -276,24 +279,21 @@ class Http1:
             _Refused: it is too large, too slow, or has lines that end wrongly.
         """
         buffer = self._buffer
-        # An empty line before a request is passed over (RFC 9112, 2.2).
-        if buffer[:2] == b"\r\n":
-            buffer = buffer[2:]
-        at = buffer.find(b"\r\n\r\n")
+        at = buffer.find(_HEAD_END)
         if at < 0:
-            if not buffer and not self._connections.draining:
-                buffer = await self._wait_for_request()
-            if not buffer:
-                return None
-            if buffer[:2] == b"\r\n":
-                buffer = buffer[2:]
-            at = buffer.find(b"\r\n\r\n")
+            if not buffer or buffer == b"\r\n":
+                more = b"" if self._connections.draining else await self._wait_for_request()
+                if not more:
+                    return None
+                buffer += more
+                at = buffer.find(_HEAD_END)
             if at < 0:
                 buffer, at = await self._rest_of_head(buffer)
         if at > HEAD_BYTES:
             raise _Refused(431, "the head is too large")
         self._buffer = buffer[at + 4 :]
-        return buffer[: at + 4]
+        # An empty line before a request is passed over (RFC 9112, 2.2).
+        return buffer[: at + 4] if buffer[:2] != b"\r\n" else buffer[2 : at + 4]
 
     async def _wait_for_request(self) -> bytes:
         connections = self._connections
@@ -306,9 +306,10 @@ class Http1:
         return b"" if self._scope.cancel_called else received
 
     async def _rest_of_head(self, buffer: bytes) -> tuple[bytes, int]:
+        looked = 0
         with trio.move_on_after(HEAD_SECONDS):
             while True:
-                if _BARE_LF.search(buffer):
+                if _BARE_LF.search(buffer, looked):
                     raise _Refused(400, "a line ends wrongly")
                 if len(buffer) > HEAD_BYTES:
                     raise _Refused(431, "the head is too large")
@@ -317,7 +318,7 @@ class Http1:
                     raise ClientLeft("the client left in the middle of a head")
                 looked = max(len(buffer) - 3, 0)
                 buffer += more
-                at = buffer.find(b"\r\n\r\n", looked)
+                at = buffer.find(_HEAD_END, looked)
                 if at >= 0:
                     return buffer, at
         raise _Refused(408, "the head takes too long")
@@ -345,9 +346,9 @@ class Http1:
         if len(headers) > HEADERS_LIMIT:
             raise _Refused(431, "too many headers")
         minor = head[line.end() - 3 : line.end() - 2]
-        length, chunked, keep, continues = _framing(headers, is_1_1=minor == b"1")
-        if length != 0 or chunked:
-            # The parser waits for a body that is read without it.
+        length, chunked, keep, continues, plain = _framing(headers, is_1_1=minor == b"1")
+        if not plain:
+            # The parser waits for a body that is read without it, or for no more requests.
             self._parser = httptools.HttpRequestParser(self)
         path, _, query = target.partition(b"?")
         raw = path.decode("ascii") if b"%" not in path else unquote_to_bytes(path).decode("utf-8", "replace")
@@ -378,9 +379,9 @@ class Http1:
 
     def _parse_with_another_method(self, rest: bytes) -> None:
         """Parse a head whose method llhttp does not know; the application says what it thinks of it."""
-        self._parser = httptools.HttpRequestParser(self)
         self._url, self._headers = b"", []
         try:
+            self._parser = httptools.HttpRequestParser(self)
             self._parser.feed_data(b"GET" + rest)
         except httptools.HttpParserUpgrade:
             self._parser = httptools.HttpRequestParser(self)
@@ -426,14 +427,30 @@ class Http1:
         if self._buffer:
             data, self._buffer = self._buffer[:limit], self._buffer[limit:]
             return data
+        return await self._more_of_body(min(limit, _READ_BODY))
+
+    async def line(self, limit: int) -> bytes:
+        """Return the next line of a body, of up to `limit` bytes, without its end; whoever is cancelled here can ask again.
+
+        Raises:
+            _Refused: it is longer, or ends wrongly.
+            ClientLeft: as `body`.
+        """
+        while (at := self._buffer.find(b"\n")) < 0:
+            if len(self._buffer) > limit + 1:
+                raise _Refused(400, "a line is too long")
+            self._buffer += await self._more_of_body(_READ)
+        line = self._buffer[:at]
+        if line[-1:] != b"\r" or b"\r" in line[:-1] or at - 1 > limit:
+            raise _Refused(400, "a line ends wrongly, or too late")
+        self._buffer = self._buffer[at + 1 :]
+        return line[:-1]
+
+    async def _more_of_body(self, limit: int) -> bytes:
         with trio.move_on_after(STALLED_SECONDS):
-            if data := await self._transport.receive(min(limit, _READ_BODY)):
+            if data := await self._transport.receive(limit):
                 return data
         raise ClientLeft("the client left in the middle of its request")
-
-    def give_back(self, data: bytes) -> None:
-        """Put back what was received beyond what was wanted."""
-        self._buffer = data + self._buffer
 
     @property
     def received(self) -> int:
@@ -454,25 +471,40 @@ _EXTENSIONS: Final[dict[str, dict[object, object]]] = {WATCHED: {}}
 _EXTENSIONS_WITH_FILES: Final[dict[str, dict[object, object]]] = {WATCHED: {}, "http.response.zerocopysend": {}}
 
 
-_FRAMING_HEADERS: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"expect"})
+_FRAMING_HEADERS: Final = frozenset({
+    b"host",
+    b"content-length",
+    b"transfer-encoding",
+    b"connection",
+    b"proxy-connection",
+    b"expect",
+})
 
 
-def _framing(headers: list[tuple[bytes, bytes]], *, is_1_1: bool) -> tuple[int, bool, bool, bool]:
+def _framing(headers: list[tuple[bytes, bytes]], *, is_1_1: bool) -> tuple[int, bool, bool, bool, bool]:
     """Return the length of a request's body, whether it is chunked, whether the connection is kept, and `Expect`.
+
+    And whether there was no word about any of these.
 
     Raises:
         _Refused: it cannot be told for certain where the request ends, or whom it is for.
     """
     length: int | None = None
-    chunked = continues = False
+    chunked = continues = close = False
+    plain = True
     keep = is_1_1
     hosts = 0
     for name, value in headers:
         if name not in _FRAMING_HEADERS:
             continue
+        if name == b"host":
+            hosts += 1
+            continue
+        if name == b"connection" and value.lower() == b"keep-alive":
+            keep = True
+            continue
+        plain = False
         match name:
-            case b"host":
-                hosts += 1
             case b"content-length":
                 if length is not None or chunked or _LENGTH.fullmatch(value) is None:
                     raise _Refused(400, "the length is not clear")
@@ -480,22 +512,21 @@ def _framing(headers: list[tuple[bytes, bytes]], *, is_1_1: bool) -> tuple[int, 
             case b"transfer-encoding":
                 if length is not None or chunked or not is_1_1:
                     raise _Refused(400, "the length is not clear")
-                if value.strip(b" \t").lower() != b"chunked":
+                if value.lower() != b"chunked":
                     raise _Refused(400, "an unknown transfer coding")
                 chunked = True
             case b"connection":
-                options = [option.strip() for option in value.lower().split(b",")]
-                if b"close" in options:
-                    keep = False
-                elif b"keep-alive" in options and not is_1_1:
-                    keep = True
+                options = [option.strip(b" \t") for option in value.lower().split(b",")]
+                close = close or b"close" in options
+                keep = keep or b"keep-alive" in options
             case b"expect":
                 continues = is_1_1 and value.lower() == b"100-continue"
             case _:
+                # `Proxy-Connection`, which llhttp obeys.
                 pass
     if hosts > 1 or (is_1_1 and not hosts):
         raise _Refused(400, "not one Host")
-    return length or 0, chunked, keep, continues
+    return length or 0, chunked, keep and not close, continues, plain
 
 
 class _Exchange:
@@ -511,7 +542,7 @@ class _Exchange:
         self._keep = keep
         self._is_1_1 = scope["http_version"] == "1.1"
         self._continues = continues
-        self._received = not chunked and not length
+        self._received = self._empty = not chunked and not length
         self._gone = False
         # The answer: its start is sent with the first of its body.
         self._start: Mapping[str, object] = {}
@@ -523,31 +554,36 @@ class _Exchange:
         """Have the request answered; return whether another one may follow on the connection."""
         try:
             await application(self._scope, self.receive, self.send)
+            if self._ended and self._received and not self._gone:
+                return self._keep
+            return await self._settle()
         except ClientLeft:
             return False
         except Exception:  # noqa: BLE001 - the edge of a request: what an application raises ends its connection alone
             _log.exception("the application failed")
-            if not self._began:
-                with suppress(ClientLeft):
-                    await self._fail()
+            await self._fail()
             return False
+        finally:
+            # What the application left behind reads and writes nothing: the next request is under way, or the socket's
+            # descriptor is another connection's.
+            self._gone = self._ended = True
+
+    async def _settle(self) -> bool:
+        """Return whether another request may follow this one, for which the application has done what it would."""
         if self._gone:
             return False
         if not self._ended:
-            if not self._began:
-                _log.error("the application gave no answer")
-                with suppress(ClientLeft):
-                    await self._fail()
+            _log.error("the application gave no answer, or none to the end")
+            await self._fail()
             return False
         if not self._received:
             await self._connection.linger()
         return self._keep and self._received
 
     async def _fail(self) -> None:
-        reason = b"Internal Server Error"
-        head = b"HTTP/1.1 500 %s\r\n%scontent-length: 0\r\nconnection: close\r\n\r\n"
-        await self._connection.transport.send(head % (reason, self._connection.connections.date()))
-        await self._connection.linger()
+        """Answer with 500; an answer that has begun already can only break off."""
+        if not self._began:
+            await self._connection.refuse(_Refused(500, "the application failed"))
 
     @property
     def is_waited_for(self) -> bool:
@@ -558,6 +594,9 @@ class _Exchange:
 
     async def receive(self) -> ASGIReceiveEvent:
         """Return what comes next of the request: bytes of its body, then, when the client leaves, that."""
+        if self._empty and not self._ended:
+            self._empty = False
+            return {"type": "http.request", "body": b"", "more_body": False}
         if self._continues and self._began:
             # Who was told the answer before it sent anything may send it or not: nothing is waited for.
             return {"type": "http.disconnect"}
@@ -567,11 +606,9 @@ class _Exchange:
             except ClientLeft:
                 self._gone = True
             except _Refused as refused:
-                # Where the request ends cannot be told any more.
-                _log.debug("refused: %s", refused)
-                self._keep, self._gone = False, True
-                if not self._began:
-                    self._began = True
+                # Where the request ends cannot be told any more; nothing that the application says comes after this.
+                began, self._began, self._ended, self._gone = self._began, True, True, True
+                if not began:
                     await self._connection.refuse(refused)
         elif not self._gone and not self._ended:
             await self._wait_gone()
@@ -629,7 +666,7 @@ class _Exchange:
             if self._chunked_answer:
                 body = (b"%x\r\n%s\r\n" % (len(body), body) if body else b"") + (b"" if more else b"0\r\n\r\n")
             elif self._to_send is not None:
-                body = self._counted(body)
+                body = body[: self._counted(len(body), more=more)]
         else:
             body = b""
         self._ended = not more
@@ -637,31 +674,41 @@ class _Exchange:
             await self._connection.transport.send(head + body)
         elif head or body:
             await self._connection.transport.send(head, body)
-        if self._ended and self._to_send and not self._bodiless:
-            # Announced and not sent: only a closed connection says so.
-            self._keep = False
 
-    def _counted(self, body: bytes) -> bytes:
-        """Return what of `body` was announced; never more, for that would be read as the next answer."""
+    def _counted(self, count: int, *, more: bool) -> int:
+        """Return how much of `count` bytes was announced; never more, for that would be read as the next answer."""
         assert self._to_send is not None  # noqa: S101 - asked before
-        if len(body) > self._to_send:
+        if count > self._to_send:
             _log.error("an answer is longer than announced")
-            body, self._keep = body[: self._to_send], False
-        self._to_send -= len(body)
-        return body
+            count, self._keep = self._to_send, False
+        self._to_send -= count
+        if self._to_send and not more:
+            # Only a closed connection says so.
+            _log.error("an answer is shorter than announced")
+            self._keep = False
+        return count
 
     async def _send_file(self, message: Mapping[str, object]) -> None:
         file = message["file"]
         descriptor = file if isinstance(file, int) else cast("IO[bytes]", file).fileno()
-        offset, count = cast("int", message.get("offset", 0)), cast("int", message["count"])
+        offset, count = cast("int | None", message.get("offset")), cast("int | None", message.get("count"))
+        if offset is None:
+            offset = os.lseek(descriptor, 0, os.SEEK_CUR)
+        if count is None:
+            count = max(os.fstat(descriptor).st_size - offset, 0)
         more = bool(message.get("more_body"))
         head = b"" if self._began else self._head(count if not more else None)
-        if self._chunked_answer or self._bodiless:
-            raise ValueError("a file is sent only where its length was announced and a body is wanted")
-        if self._to_send is not None:
-            count = min(count, self._to_send)
-            self._to_send -= count
+        after = b""
+        if self._bodiless:
+            count = 0
+        elif self._chunked_answer:
+            head += b"%x\r\n" % count if count else b""
+            after = (b"\r\n" if count else b"") + (b"" if more else b"0\r\n\r\n")
+        elif self._to_send is not None:
+            count = self._counted(count, more=more)
         await self._connection.transport.send_file(head, descriptor, offset, count)
+        if after:
+            await self._connection.transport.send(after)
         self._ended = not more
 
     @property
@@ -673,35 +720,43 @@ class _Exchange:
         start = self._start
         if not start:
             raise RuntimeError("an answer begins with its start")
-        self._began = True
         status = cast("int", start["status"])
         headers = cast("list[tuple[bytes, bytes]]", start.get("headers", []))
+        for name, value in headers:
+            if name in _FRAMING_OF_ANSWERS:
+                if name == b"content-length":
+                    self._to_send = int(value)
+                    continue
+                # How an answer is framed, and when the connection ends, is the server's to say.
+                headers = [header for header in headers if header[0] not in _OF_THE_SERVER]
+                if name == b"connection" and b"close" in value.lower():
+                    self._keep = False
         block = b"".join([b"%s: %s\r\n" % header for header in headers])
         if block.count(b"\n") != len(headers) or block.count(b"\r") != len(headers):
             raise ValueError("a header of the answer has a line break")
-        for name, value in headers:
-            if name == b"content-length":
-                self._to_send = int(value)
         parts = [
             b"HTTP/1.1 %d %s\r\n" % (status, _REASONS.get(status, b"")),
             self._connection.connections.date(),
             block,
         ]
-        if self._to_send is None and status not in _BODILESS:
+        if self._to_send is None and not self._bodiless:
             if whole is not None:
                 parts.append(b"content-length: %d\r\n" % whole)
+                self._to_send = whole
             elif self._is_1_1:
                 self._chunked_answer = True
                 parts.append(b"transfer-encoding: chunked\r\n")
             else:
                 self._keep = False
-        if self._connection.connections.draining:
+        if self._connection.connections.draining or (not self._received and (self._continues or whole is not None)):
+            # Of a body that was not asked for, nobody knows whether it comes.
             self._keep = False
         if not self._keep:
             parts.append(b"connection: close\r\n")
         elif not self._is_1_1:
             parts.append(b"connection: keep-alive\r\n")
         parts.append(b"\r\n")
+        self._began = True
         return b"".join(parts)
 
 
@@ -711,61 +766,56 @@ class _Chunks:
     def __init__(self, connection: Http1) -> None:
         self._connection = connection
         self._left = 0
-        self._first = True
+        self._ends_chunk = self._in_trailers = False
         self._extensions = 0
+        self._trailers = 0
+        self._turns = 0
         self.ended = False
 
     async def next(self) -> bytes:
-        """Return the next bytes of the body, none at its end.
+        """Return the next bytes of the body, none at its end; whoever is cancelled here can ask again.
 
         Raises:
             _Refused: it is not chunked as it should be.
             ClientLeft: the client left.
         """
+        self._turns += 1
+        if self._turns % _FAIR == 0:
+            # Thousands of chunks may have been received at once.
+            await trio.lowlevel.checkpoint()
         if not self._left:
-            if not self._first:
-                await self._line(0)
-            self._first = False
-            line = await self._line(TRAILER_BYTES)
-            match = _CHUNK_LINE.fullmatch(line)
-            if match is None:
-                raise _Refused(400, "no chunk size")
-            self._extensions += len(match[2] or b"")
-            if self._extensions > EXTENSION_BYTES:
-                raise _Refused(400, "the extensions of chunks are too large")
-            self._left = int(match[1], 16)
+            await self._next_chunk()
             if not self._left:
-                await self._trailers()
+                await self._pass_trailers()
                 self.ended = True
                 return b""
         data = await self._connection.body(self._left)
         self._left -= len(data)
+        self._ends_chunk = not self._left
         return data
 
-    async def _trailers(self) -> None:
-        left = TRAILER_BYTES
-        while line := await self._line(left):
+    async def _next_chunk(self) -> None:
+        if self._ends_chunk:
+            await self._connection.line(0)
+            self._ends_chunk = False
+        if self._in_trailers:
+            return
+        match = _CHUNK_LINE.fullmatch(await self._connection.line(TRAILER_BYTES))
+        if match is None:
+            raise _Refused(400, "no chunk size")
+        self._extensions += len(match[2] or b"")
+        if self._extensions > EXTENSION_BYTES:
+            raise _Refused(400, "the extensions of chunks are too large")
+        self._left = int(match[1], 16)
+        self._in_trailers = not self._left
+
+    async def _pass_trailers(self) -> None:
+        while line := await self._connection.line(TRAILER_BYTES):
             if _TRAILER.fullmatch(line) is None:
                 raise _Refused(400, "no trailer")
-            left -= len(line) + 2
-            if left < 0:
+            self._trailers += len(line) + 2
+            if self._trailers > TRAILER_BYTES:
                 raise _Refused(431, "the trailers are too large")
-
-    async def _line(self, limit: int) -> bytes:
-        """Return the next line, of up to `limit` bytes, without its end."""
-        data = b""
-        while True:
-            data += await self._connection.body(_READ)
-            at = data.find(b"\n")
-            if at >= 0:
-                break
-            if len(data) > limit + 1:
-                raise _Refused(400, "a line is too long")
-        line = data[:at]
-        if line[-1:] != b"\r" or b"\r" in line[:-1] or len(line) - 1 > limit:
-            raise _Refused(400, "a line ends wrongly")
-        self._connection.give_back(data[at + 1 :])
-        return line[:-1]
 
 
 # ---- transports
@@ -802,6 +852,11 @@ class ClearText:
 
     async def send(self, *pieces: bytes) -> None:
         """Send everything."""
+        self._at_once += 1
+        if self._at_once >= _FAIR:
+            # Nor must a client that sent a thousand requests at once.
+            self._at_once = 0
+            await trio.lowlevel.checkpoint()
         left: list[bytes | memoryview] = [piece for piece in pieces if piece]
         while left:
             try:
@@ -922,8 +977,8 @@ class OverStream:
                 view = memoryview(piece)
                 while view:
                     with trio.fail_after(STALLED_SECONDS):
-                        await self._stream.send_all(view[:_READ_BODY])
-                    view = view[_READ_BODY:]
+                        await self._stream.send_all(view[:_JOINED])
+                    view = view[_JOINED:]
         except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
             raise ClientLeft("the client left in the middle of its answer") from error
 

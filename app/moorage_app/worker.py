@@ -18,7 +18,7 @@ from moorage import Configuration, PluginManager, open_registry
 
 from .asgi import Application, Settings, settings_headers
 from .hooks import Route
-from .http1 import ClearText, Connections, Http1, OverStream, Transport
+from .http1 import LINGER_SECONDS, ClearText, Connections, Http1, OverStream, Transport
 from .routes import Limits
 
 _log = logging.getLogger("moorage.worker")
@@ -103,11 +103,17 @@ class _Connection(_StockConnection):
         try:
             connection = Http1(self.connections, transport, scheme=scheme, client=client, server=server)
             received = await connection.serve()
+        except Exception:  # noqa: BLE001 - the edge of a connection: a fault of ours there must not end all others
+            _log.exception("a connection failed")
+            await trio.aclose_forcefully(stream)
+            return
         except BaseException:
             await trio.aclose_forcefully(stream)
             raise
         if received is None:
-            await stream.aclose()
+            # TLS says good-bye, for which a client that reads nothing has no room; cut off, it is closed all the same.
+            with trio.move_on_after(LINGER_SECONDS):
+                await stream.aclose()
         else:
             self._received = received
             await super().run()
