@@ -427,6 +427,6 @@ def test_what_the_page_cache_has_is_asked_of_the_system(
     with stored.open("rb") as opened:
         opened.read()
         if cause is not None:
-            monkeypatch.setattr(http1.os, "preadv", preadv)
+            monkeypatch.setattr(os, "preadv", preadv)
         assert http1._is_in_page_cache(opened.fileno(), 0, 1000) is (cause is None)
         assert (http1._from_page_cache(opened.fileno(), 0, 10) is None) is (cause is not None)
