@@ -8,7 +8,7 @@
 
 Imports point downward, within the core too, in this order:
 
-    _errors  _digests  _names  _patterns  _manifests  _driver  _concurrency  _layer  _lease  _memory  _operations  _decisions
+    _errors  _digests  _names  _patterns  _manifests  _concurrency  _driver   _layer  _lease  _memory  _operations  _decisions
     _layout  _listing  _links  _push  _tags  _referrers  _uploads  _moving  _registry  _yaml  _document  _settings
     _environment  _configuration  _hooks  _rules  _watch  _calls  _judging  _explanation  _plugin_files  _plugins
     _assembly

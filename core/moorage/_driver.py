@@ -24,6 +24,7 @@ from typing import NamedTuple
 import msgspec
 import trio
 
+from ._concurrency import map_bounded
 from ._errors import KeyInvalid, KeyUnknown, StoreUnavailable, UploadGone
 
 KEY_LIMIT = 900
@@ -32,6 +33,7 @@ COMPONENT_LIMIT = 255
 _KEY = re.compile(r"[A-Za-z0-9._:@+=-]+(?:/[A-Za-z0-9._:@+=-]+)*", re.ASCII)
 _DOTS = frozenset({".", ".."})
 _PART_SIZE = 8 << 20
+_LOOKS_AT_ONCE = 32
 
 
 class Stat(msgspec.Struct, frozen=True):
@@ -258,6 +260,18 @@ class Driver(ABC):
                     key=key,
                 )
             return b"".join([chunk async for chunk in reader])
+
+    async def are_there(self, keys: Sequence[str]) -> Sequence[bool]:
+        """Return of each of `keys` whether it is there."""
+
+        async def is_there(key: str) -> bool:
+            try:
+                await self.stat(key)
+            except KeyUnknown:
+                return False
+            return True
+
+        return await map_bounded(is_there, keys, limit=_LOOKS_AT_ONCE)
 
     async def write_all(self, objects: Sequence[tuple[str, bytes]], *, durable: bool = True) -> None:
         """Put small objects, each a key and its bytes, one after the other: none before all that stand before it.

@@ -9,13 +9,10 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 
 from . import _layout as layout
-from ._concurrency import map_bounded
 from ._digests import Digest
 from ._driver import Driver
 from ._errors import DigestInvalid, NameInvalid
 from ._names import RepositoryName
-
-_LOOKS_AT_ONCE = 32
 
 
 async def names_below(
@@ -24,13 +21,13 @@ async def names_below(
     *,
     after: str,
     limit: int,
-    exists: Callable[[str], Awaitable[bool]],
+    exist: Callable[[Sequence[str]], Awaitable[Sequence[bool]]],
     believed: Callable[[str], bool] | None = None,
 ) -> tuple[list[str], bool]:
     """Return up to `limit` names of directories right below `prefix`, in byte order after `after`, and if more follow.
 
-    `exists` says whether a name, which the store listed or might have, is really there; of those that were listed, what
-    is `believed` is not asked for.
+    `exist` says of names, which the store listed or might have, whether they are really there; of those that were
+    listed, what is `believed` is not asked for.
 
     What is listed up to some key leaves out a smaller name only if that name is the beginning of a listed one, before
     a dash or a dot; so these few are asked for one by one.
@@ -62,8 +59,7 @@ async def names_below(
             found |= taken
             candidates -= taken
         ordered = sorted(candidates)
-        # A look at a store that is near is done sooner than a task that looks is begun.
-        present = await map_bounded(exists, ordered, limit=_LOOKS_AT_ONCE if driver.capabilities.remote else 1)
+        present = await exist(ordered)
         found.update(name for name, there in zip(ordered, present, strict=True) if there)
         if not listing.more or not listing.entries:
             break

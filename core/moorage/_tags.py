@@ -10,8 +10,9 @@ tag that has anything is believed to have that, and the history is written after
 import logging
 import random
 import zlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
+from functools import lru_cache
 
 import trio
 
@@ -211,24 +212,23 @@ class Tags:
     async def page(self, repository: RepositoryName, *, after: str, limit: int) -> tuple[list[Tag], bool]:
         """Return up to `limit` tags in byte order after `after`, and whether more follow."""
 
-        async def is_there(name: str) -> bool:
-            try:
-                tag = Tag(name)
-            except TagInvalid:
-                return False
-            return await exists(self._driver, layout.tag_current_link(repository, tag))
+        async def are_there(names: Sequence[str]) -> list[bool]:
+            keys = [layout.tag_current_link(repository, Tag(name)) for name in names if _is_tag(name)]
+            there = iter(await self._driver.are_there(keys))
+            return [_is_tag(name) and next(there) for name in names]
 
         names, more = await names_below(
             self._driver,
             layout.tags(repository),
             after=after,
             limit=limit,
-            exists=is_there,
+            exist=are_there,
             believed=_is_tag if self._listed_is_there else None,
         )
         return [Tag(name) for name in names], more
 
 
+@lru_cache(4096)
 def _is_tag(name: str) -> bool:
     try:
         Tag(name)

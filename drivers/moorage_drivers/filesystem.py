@@ -116,6 +116,7 @@ class FilesystemDriver(Driver):
         # Names in directories, bounded by their number; the least recently used goes first.
         self._names: OrderedDict[str, _Names] = OrderedDict()
         self._names_count = 0
+        self._reading: dict[str, trio.Lock] = {}
         # Directories that are on disk, with the inode they had then: one that was made anew has another.
         self._on_disk: dict[str, int] = {}
 
@@ -209,6 +210,20 @@ class FilesystemDriver(Driver):
             return _stat(key, os.stat(path))
         except OSError as error:
             self._fail(error, "stat", key)
+
+    async def are_there(self, keys: Sequence[str]) -> Sequence[bool]:
+        """Return of each of `keys` whether it is there."""
+        found: list[bool] = []
+        for key in keys:
+            path = self.path_of(key)
+            await self._checkpoint()
+            try:
+                found.append(stat_modes.S_ISREG(os.stat(path).st_mode))
+            except (FileNotFoundError, NotADirectoryError):
+                found.append(False)
+            except OSError as error:
+                self._fail(error, "stat", key)
+        return found
 
     async def _checkpoint(self) -> None:
         """Be cancelled if that was asked for; now and then, let others go on.
@@ -329,21 +344,48 @@ class FilesystemDriver(Driver):
         while the time was new is not believed: the same tick may have brought more.
         """
         await self._checkpoint()
+        if (names := self._remembered(folder, prefix)) is not None:
+            return names
+        # Of many who ask at once, one reads the directory, and the others look again.
+        lock = self._reading.setdefault(folder, trio.Lock())
+        try:
+            async with lock:
+                if (names := self._remembered(folder, prefix)) is not None:
+                    return names
+                return await self._read_names(folder, prefix)
+        finally:
+            if not lock.locked():
+                self._reading.pop(folder, None)
+
+    def _state(self, folder: str, prefix: str) -> tuple[int, int] | None:
+        """Return what changes with the names in `folder`, None if there is no such directory."""
         try:
             found = os.stat(folder)
         except (FileNotFoundError, NotADirectoryError):
-            return ()
+            return None
         except OSError as error:
             self._fail(error, "list", prefix)
-        state = (found.st_ino, found.st_mtime_ns)
+        return found.st_ino, found.st_mtime_ns
+
+    def _remembered(self, folder: str, prefix: str) -> Sequence[str] | None:
+        """Return the names in `folder`, if they are known."""
+        state = self._state(folder, prefix)
+        if state is None:
+            return ()
         remembered = self._names.get(folder)
-        if remembered is not None and remembered.state == state:
-            self._names.move_to_end(folder)
-            return remembered.names
+        if remembered is None or remembered.state != state:
+            return None
+        self._names.move_to_end(folder)
+        return remembered.names
+
+    async def _read_names(self, folder: str, prefix: str) -> Sequence[str]:
+        state = self._state(folder, prefix)
         names = await self.in_thread("list", prefix, lambda: names_in(folder, skip=_OWN if not prefix else ""))
-        if time.time_ns() - found.st_mtime_ns > _SETTLED_NS and len(names) <= _NAMES_REMEMBERED:
+        old = self._names.pop(folder, None)
+        self._names_count -= len(old.names) if old is not None else 0
+        if state and time.time_ns() - state[1] > _SETTLED_NS and len(names) <= _NAMES_REMEMBERED:
             self._names[folder] = _Names(state, tuple(names))
-            self._names_count += len(names) - (len(remembered.names) if remembered is not None else 0)
+            self._names_count += len(names)
             while self._names_count > _NAMES_REMEMBERED:
                 _, gone = self._names.popitem(last=False)
                 self._names_count -= len(gone.names)
