@@ -296,12 +296,16 @@ def stored(tmp_path: Path) -> Path:
     return path
 
 
+def nowhere(*_: int) -> None:
+    """Have nothing."""
+
+
 @pytest.fixture(params=["cached", "not cached"])
 def cached(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the page cache have files, or not."""
     if request.param != "cached":
-        monkeypatch.setattr(http1, "_from_page_cache", lambda *_: None)
-        monkeypatch.setattr(http1, "_is_in_page_cache", lambda *_: False)
+        monkeypatch.setattr(http1, "_from_page_cache", nowhere)
+        monkeypatch.setattr(http1, "_is_in_page_cache", nowhere)
 
 
 RANGES = [(0, 0), (0, 1), (5, 1000), (255, 65536), (1, 65537), (3, 5_000_000), (5_119_999, 1)]
@@ -427,6 +431,6 @@ def test_what_the_page_cache_has_is_asked_of_the_system(
     with stored.open("rb") as opened:
         opened.read()
         if cause is not None:
-            monkeypatch.setattr(http1.os, "preadv", preadv)
+            monkeypatch.setattr(os, "preadv", preadv)
         assert http1._is_in_page_cache(opened.fileno(), 0, 1000) is (cause is None)
         assert (http1._from_page_cache(opened.fileno(), 0, 10) is None) is (cause is not None)
