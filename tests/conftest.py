@@ -40,6 +40,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             require_tool(str(tool), item.name)
 
 
+@pytest.fixture(scope="module", params=["moorage", "stock"])
+def http_engine(request: pytest.FixtureRequest) -> Generator[str]:
+    """Who speaks HTTP/1.1 at the servers that a test starts: each in turn. What starts one for several tests asks too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REGISTRY_HTTP_ENGINE", request.param)
+        yield request.param
+
+
 @pytest.fixture(params=["memory", "filesystem", "service"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     """An empty store."""

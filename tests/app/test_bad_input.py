@@ -21,8 +21,9 @@ CONFIG = Digest.of(EMPTY)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
-    """One registry for all that is wrong; what it logs is looked at in the end."""
+def server(tmp_path_factory: pytest.TempPathFactory, http_engine: str) -> Generator[Server]:
+    """One registry of each engine for all that is wrong; what it logs is looked at in the end."""
+    assert http_engine
     with configured(tmp_path_factory.mktemp("bad") / "root", log={"level": "error"}) as server:
         push_blob(server, EMPTY)
         push_blob(server, b"hello world")

@@ -296,12 +296,16 @@ def stored(tmp_path: Path) -> Path:
     return path
 
 
+def nowhere(*_: int) -> None:
+    """Have nothing."""
+
+
 @pytest.fixture(params=["cached", "not cached"])
 def cached(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the page cache have files, or not."""
     if request.param != "cached":
-        monkeypatch.setattr(http1, "_from_page_cache", lambda *_: None)
-        monkeypatch.setattr(http1, "_is_in_page_cache", lambda *_: False)
+        monkeypatch.setattr(http1, "_from_page_cache", nowhere)
+        monkeypatch.setattr(http1, "_is_in_page_cache", nowhere)
 
 
 RANGES = [(0, 0), (0, 1), (5, 1000), (255, 65536), (1, 65537), (3, 5_000_000), (5_119_999, 1)]

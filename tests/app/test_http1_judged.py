@@ -109,7 +109,10 @@ def judged(data: bytes) -> Judged:
             return Judged(asked, whole=False)
         assert request is not None
         headers = [(bytes(name), bytes(value)) for name, value in request.headers]
-        asked.append(Asked(request.method.decode(), request.target, headers, body, request.http_version.decode()))
+        # ASGI does not tell an empty query from none.
+        path, _, query = request.target.partition(b"?")
+        target = path + b"?" + query if query else path
+        asked.append(Asked(request.method.decode(), target, headers, body, request.http_version.decode()))
         judge.send(h11.Response(status_code=405, headers=[("Content-Length", "0")]))
         judge.send(h11.EndOfMessage())
         if judge.our_state is not h11.DONE and not keeps_1_0(asked[-1]):

@@ -1,4 +1,4 @@
-"""Moorage passes its own kit whole, on every store that it can run on, with several workers and twice in a row."""
+"""Moorage passes its own kit whole, on every store that it can run on, by both engines, with several workers and twice in a row."""
 
 from collections.abc import Generator
 from pathlib import Path
@@ -12,11 +12,14 @@ from servers import Server, configured, moorage
 NOT_THERE = {"base.discovery_of_extensions_is_well_formed", "errors.caller_without_credentials"}
 
 
-@pytest.fixture(scope="module", params=["filesystem", "inmemory"])
+@pytest.fixture(scope="module", params=["filesystem", "inmemory", "filesystem, stock engine"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
     folder: Path = tmp_path_factory.mktemp("conforms")
     if request.param == "filesystem":
         with moorage(folder / "store", workers=2) as server:
+            yield server
+    elif request.param == "filesystem, stock engine":
+        with configured(folder / "store", workers=2, http={"engine": "stock"}) as server:
             yield server
     else:
         with configured(folder, storage={"inmemory": {}, "delete": {"enabled": True}}) as server:

@@ -17,7 +17,8 @@ from servers import Server, http, moorage, run_tool
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, http_engine: str) -> Generator[Server]:
+    assert http_engine
     with moorage(tmp_path_factory.mktemp("clients") / "root", workers=2) as server:
         yield server
 

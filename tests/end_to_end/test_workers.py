@@ -17,6 +17,8 @@ import pytest
 from pushing import Repository, SlowRequest, acknowledged, digest_of, errors_of, noise, with_digest
 from servers import Server, configured, http, is_alive, moorage, wait_for
 
+pytestmark = pytest.mark.usefixtures("http_engine")
+
 NAME = "team/app"
 OCTETS = {"content-type": "application/octet-stream"}
 

@@ -219,9 +219,9 @@ class Certificates:
         """Make an authority and a certificate."""
         authority = trustme.CA()
         self.server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        authority.issue_cert(CHOSEN_NAME).configure_cert(self.server)
+        authority.issue_cert(CHOSEN_NAME).configure_cert(self.server)  # pyright: ignore[reportUnknownMemberType] - pyOpenSSL is not installed
         self.client = ssl.create_default_context()
-        authority.configure_trust(self.client)
+        authority.configure_trust(self.client)  # pyright: ignore[reportUnknownMemberType] - the same
 
 
 Application = Callable[[HTTPScope, Receive, Send], Awaitable[None]]
