@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from moorage import ConfigurationError, DriverError, Flaw, Moved, PluginError, RegistryError
+from moorage import ConfigurationError, DriverError, Flaw, Moved, PluginError, RegistryError, open_helpers
 
 from .image_layout import LayoutInvalid
 from .verdict_tables import printable
@@ -72,16 +72,9 @@ class Shown:
     @asynccontextmanager
     async def telling(self) -> AsyncGenerator[None]:
         """Tell now and then how far it is, where no bar shows it."""
-        failure: BaseException | None = None
-        async with trio.open_nursery() as nursery:
+        async with open_helpers() as nursery:
             nursery.start_soon(self._keep_telling)
-            try:
-                yield
-            except Exception as error:  # noqa: BLE001 - raised below as it is, not inside a group
-                failure = error
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
+            yield
 
     async def _keep_telling(self) -> None:
         while self._lines:

@@ -14,7 +14,6 @@ Answers for RFC 9112. Heads are parsed by llhttp (httptools); framing is decided
   connection is closed and somebody asks; an answer that is ready all the same is sent, for it may still listen.
 """
 
-import errno
 import logging
 import os
 import re
@@ -23,7 +22,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import IO, Final, Protocol, cast
+from typing import IO, Final, cast
 from urllib.parse import unquote_to_bytes
 
 import httptools
@@ -31,6 +30,8 @@ import trio
 from hypercorn.typing import ASGIReceiveEvent, ASGISendEvent, HTTPScope
 
 from moorage import ClientLeft, encode_json
+
+from .transports import FAIR, JOINED, STALLED_SECONDS, Transport
 
 _log = logging.getLogger("moorage.http1")
 
@@ -46,18 +47,12 @@ HEAD_SECONDS: Final = 30.0
 """How long a head may take from its first byte to its last."""
 IDLE_SECONDS: Final = 75.0
 """How long a connection may wait for its next request."""
-STALLED_SECONDS: Final = 60.0
-"""How long a client may take nothing of an answer, or give nothing of a body."""
 LINGER_SECONDS: Final = 2.0
 """How long a connection that is given up is still listened to, so that its client can read why."""
 
 _READ: Final = 64 << 10
 _READ_BODY: Final = 256 << 10
 _LINGER_BYTES: Final = 1 << 20
-_JOINED: Final = 64 << 10
-_SENDFILE: Final = 2 << 20
-_CACHE_STEP: Final = 128 << 10
-_FAIR: Final = 16
 _LOOK_SECONDS: Final = 1.0
 
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -77,29 +72,6 @@ _REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus
 ASGIApplication = Callable[
     [HTTPScope, Callable[[], Awaitable[ASGIReceiveEvent]], Callable[[ASGISendEvent], Awaitable[None]]], Awaitable[None]
 ]
-
-
-class Transport(Protocol):
-    """What a connection is made of."""
-
-    can_send_files: bool
-    descriptor: int
-
-    async def receive(self, count: int) -> bytes:
-        """Return up to `count` bytes, none at the end. Raises ClientLeft: the connection broke."""
-        ...
-
-    async def send(self, *pieces: bytes) -> None:
-        """Send everything. Raises ClientLeft: the client is gone, or takes nothing any more."""
-        ...
-
-    async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
-        """Send `head`, then `count` bytes of a file. Raises ClientLeft, as `send`."""
-        ...
-
-    async def end(self) -> None:
-        """Say that nothing more will be sent."""
-        ...
 
 
 class Connections:
@@ -670,7 +642,7 @@ class _Exchange:
         else:
             body = b""
         self._ended = not more
-        if head and body and len(body) <= _JOINED:
+        if head and body and len(body) <= JOINED:
             await self._connection.transport.send(head + body)
         elif head or body:
             await self._connection.transport.send(head, body)
@@ -780,7 +752,7 @@ class _Chunks:
             ClientLeft: the client left.
         """
         self._turns += 1
-        if self._turns % _FAIR == 0:
+        if self._turns % FAIR == 0:
             # Thousands of chunks may have been received at once.
             await trio.lowlevel.checkpoint()
         if not self._left:
@@ -816,181 +788,3 @@ class _Chunks:
             self._trailers += len(line) + 2
             if self._trailers > TRAILER_BYTES:
                 raise _Refused(431, "the trailers are too large")
-
-
-# ---- transports
-
-
-class ClearText:
-    """A socket, read and written by its descriptor: at once where that can be, else when the system says so.
-
-    A thousand requests a second more than by the stream's own methods, which go through the scheduler each time.
-    """
-
-    def __init__(self, stream: trio.SocketStream) -> None:
-        """Use the socket of `stream`, which stays the owner."""
-        self.can_send_files = True
-        self._stream = stream
-        self.descriptor = stream.socket.fileno()
-        self._at_once = 0
-
-    async def receive(self, count: int) -> bytes:
-        """Return up to `count` bytes, none at the end."""
-        self._at_once += 1
-        if self._at_once >= _FAIR:
-            # A client that always has more must not have the loop for itself.
-            self._at_once = 0
-            await trio.lowlevel.checkpoint()
-        while True:
-            try:
-                return os.read(self.descriptor, count)
-            except BlockingIOError:
-                self._at_once = 0
-                await self._wait(trio.lowlevel.wait_readable)
-            except OSError as error:
-                raise ClientLeft("the connection broke") from error
-
-    async def send(self, *pieces: bytes) -> None:
-        """Send everything."""
-        self._at_once += 1
-        if self._at_once >= _FAIR:
-            # Nor must a client that sent a thousand requests at once.
-            self._at_once = 0
-            await trio.lowlevel.checkpoint()
-        left: list[bytes | memoryview] = [piece for piece in pieces if piece]
-        while left:
-            try:
-                sent = os.write(self.descriptor, left[0]) if len(left) == 1 else os.writev(self.descriptor, left)
-            except BlockingIOError:
-                await self._wait_writable()
-                continue
-            except OSError as error:
-                raise ClientLeft("the client left in the middle of its answer") from error
-            while left and sent >= len(left[0]):
-                sent -= len(left.pop(0))
-            if sent:
-                left[0] = memoryview(left[0])[sent:]
-
-    async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
-        """Send `head`, then `count` bytes of a file from the page cache to the socket."""
-        if count <= _JOINED and (data := _from_page_cache(descriptor, offset, count)) is not None:
-            await self.send(head + data)
-            return
-        await self.send(head)
-        end = offset + count
-        while offset < end:
-            some = min(end - offset, _SENDFILE)
-            if not _is_in_page_cache(descriptor, offset, some):
-                # Read by a thread, so that the loop does not wait for a disk.
-                await trio.to_thread.run_sync(_fetch, descriptor, offset, some)
-            try:
-                sent = os.sendfile(self.descriptor, descriptor, offset, some)
-            except BlockingIOError:
-                await self._wait_writable()
-                continue
-            except OSError as error:
-                raise ClientLeft("the client left in the middle of its answer") from error
-            if not sent:
-                raise ClientLeft("the file is shorter than announced")
-            offset += sent
-            # Who sends a large file lets others go on in between.
-            await trio.lowlevel.checkpoint()
-
-    async def end(self) -> None:
-        """Say that nothing more will be sent."""
-        try:
-            await self._stream.send_eof()
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ClientLeft("the connection broke") from error
-
-    async def _wait(self, until: Callable[[int], Awaitable[None]]) -> None:
-        try:
-            await until(self.descriptor)
-        except trio.ClosedResourceError as error:
-            raise ClientLeft("the connection was closed") from error
-
-    async def _wait_writable(self) -> None:
-        with trio.move_on_after(STALLED_SECONDS) as scope:
-            await self._wait(trio.lowlevel.wait_writable)
-        if scope.cancelled_caught:
-            raise ClientLeft("the client takes nothing of its answer")
-
-
-def _from_page_cache(descriptor: int, offset: int, count: int) -> bytes | None:
-    """Return bytes of a file, if they can be had at once."""
-    if not count:
-        return b""
-    buffer = bytearray(count)
-    try:
-        got = os.preadv(descriptor, [buffer], offset, os.RWF_NOWAIT)
-    except OSError:
-        return None
-    return bytes(buffer) if got == count else None
-
-
-def _is_in_page_cache(descriptor: int, offset: int, count: int) -> bool:
-    """Return whether bytes of a file can be had without waiting for a disk, as far as some of them show it.
-
-    A system reads ahead by steps of about so many bytes, and drops what it has by no smaller ones.
-    """
-    probe = [bytearray(1)]
-    try:
-        for at in (*range(offset, offset + count, _CACHE_STEP), offset + count - 1):
-            os.preadv(descriptor, probe, at, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        # Some file systems cannot say.
-        return error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}
-    return True
-
-
-def _fetch(descriptor: int, offset: int, count: int) -> None:
-    """Have bytes of a file in the page cache. Runs in a thread."""
-    os.posix_fadvise(descriptor, offset, count, os.POSIX_FADV_WILLNEED)
-    buffer = bytearray(_CACHE_STEP)
-    for at in range(offset, offset + count, _CACHE_STEP):
-        os.preadv(descriptor, [buffer], at)
-
-
-class OverStream:
-    """A connection that something lies between, such as TLS."""
-
-    def __init__(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]) -> None:
-        """Use `stream`, which stays the owner."""
-        self.can_send_files = False
-        self._stream = stream
-        socket = stream.transport_stream.socket if isinstance(stream, trio.SSLStream) else stream.socket
-        self.descriptor = socket.fileno()
-
-    async def receive(self, count: int) -> bytes:
-        """Return up to `count` bytes, none at the end."""
-        try:
-            return bytes(await self._stream.receive_some(count))
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ClientLeft("the connection broke") from error
-
-    async def send(self, *pieces: bytes) -> None:
-        """Send everything; of a large piece so much at a time that a slow client is told from one that is gone."""
-        try:
-            for piece in pieces:
-                view = memoryview(piece)
-                while view:
-                    with trio.fail_after(STALLED_SECONDS):
-                        await self._stream.send_all(view[:_JOINED])
-                    view = view[_JOINED:]
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
-            raise ClientLeft("the client left in the middle of its answer") from error
-
-    async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
-        """Not offered here."""
-        raise NotImplementedError
-
-    async def end(self) -> None:
-        """Say that nothing more will be sent."""
-        if isinstance(self._stream, trio.SSLStream):
-            return
-        try:
-            await self._stream.send_eof()
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ClientLeft("the connection broke") from error

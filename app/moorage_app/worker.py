@@ -18,8 +18,9 @@ from moorage import Configuration, PluginManager, open_registry
 
 from .asgi import Application, Settings, settings_headers
 from .hooks import Route
-from .http1 import LINGER_SECONDS, ClearText, Connections, Http1, OverStream, Transport
+from .http1 import LINGER_SECONDS, Connections, Http1
 from .routes import Limits
+from .transports import ClearText, OverStream, Transport
 
 _log = logging.getLogger("moorage.worker")
 

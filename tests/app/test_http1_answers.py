@@ -26,7 +26,7 @@ from http1_peer import (
     whole_body,
 )
 from moorage import ClientLeft
-from moorage_app import http1
+from moorage_app import transports
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 HEAD = GET.replace(b"GET", b"HEAD")
@@ -304,8 +304,8 @@ def nowhere(*_: int) -> None:
 def cached(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the page cache have files, or not."""
     if request.param != "cached":
-        monkeypatch.setattr(http1, "_from_page_cache", nowhere)
-        monkeypatch.setattr(http1, "_is_in_page_cache", nowhere)
+        monkeypatch.setattr(transports, "_from_page_cache", nowhere)
+        monkeypatch.setattr(transports, "_is_in_page_cache", nowhere)
 
 
 RANGES = [(0, 0), (0, 1), (5, 1000), (255, 65536), (1, 65537), (3, 5_000_000), (5_119_999, 1)]
@@ -432,5 +432,5 @@ def test_what_the_page_cache_has_is_asked_of_the_system(
         opened.read()
         if cause is not None:
             monkeypatch.setattr(os, "preadv", preadv)
-        assert http1._is_in_page_cache(opened.fileno(), 0, 1000) is (cause is None)
-        assert (http1._from_page_cache(opened.fileno(), 0, 10) is None) is (cause is not None)
+        assert transports._is_in_page_cache(opened.fileno(), 0, 1000) is (cause is None)
+        assert (transports._from_page_cache(opened.fileno(), 0, 10) is None) is (cause is not None)

@@ -20,7 +20,7 @@ from http1_peer import (
     whole_body,
 )
 from moorage import ClientLeft
-from moorage_app import http1
+from moorage_app import http1, transports
 from moorage_app.http1 import Connections
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -125,7 +125,7 @@ async def test_a_client_that_takes_its_answer_slowly_gets_all_of_it(autojump_clo
         got = 0
         while data := await peer.read(1 << 20 if got else 1000):
             got += len(data)
-            await trio.sleep(http1.STALLED_SECONDS - 2)
+            await trio.sleep(transports.STALLED_SECONDS - 2)
             if got > 4 << 20:
                 break
     assert got > 4 << 20

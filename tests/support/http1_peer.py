@@ -11,7 +11,8 @@ import trustme
 from hypercorn.typing import ASGIReceiveEvent, ASGISendEvent, HTTPScope
 
 from moorage import ClientLeft
-from moorage_app.http1 import ClearText, Connections, Http1, OverStream
+from moorage_app.http1 import Connections, Http1
+from moorage_app.transports import ClearText, OverStream
 
 Headers = list[tuple[bytes, bytes]]
 Receive = Callable[[], Awaitable[ASGIReceiveEvent]]
