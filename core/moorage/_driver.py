@@ -277,7 +277,7 @@ class Driver(ABC):
         """Put small objects, each a key and its bytes, one after the other: none before all that stand before it.
 
         Raises:
-            DriverError: one could not be put; those before it are there, those after it are not.
+            DriverError: one could not be put, and none that stands after it was; those before it may be there.
         """
         for key, data in objects:
             await self.write(key, data, durable=durable)

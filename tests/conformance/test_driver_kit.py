@@ -59,6 +59,8 @@ BROKEN = {
     ],
     "BEYOND_IS_EMPTY": ["a_range_beyond_the_end_is_refused"],
     "COPIES_ARE_LINKS": ["a_copy_has_a_life_of_its_own"],
+    "FINDS_ALL": ["several_are_put_in_order_and_found"],
+    "PUTS_SEVERAL_AT_ONCE": ["several_are_put_in_order_and_found"],
     "DELETES_BESIDE_THE_PREFIX": ["all_below_a_prefix_is_deleted"],
     "DELETES_NEIGHBOURS": ["what_is_deleted_goes_alone"],
     "FOLDS_CASE": ["neighbours_are_other_keys"],

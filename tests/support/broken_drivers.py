@@ -4,7 +4,7 @@ Each is a `DriverFactory` under its own name, so that another process can open i
 """
 
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import ClassVar
 
@@ -574,6 +574,20 @@ class _HoldsForEverybody(FilesystemDriver):
             yield True
 
 
+class _PutsSeveralAtOnce(MemoryDriver):
+    """Puts several objects in any order."""
+
+    async def write_all(self, objects: Sequence[tuple[str, bytes]], *, durable: bool = True) -> None:
+        for key, data in reversed(objects):
+            await self.write(key, data, durable=durable)
+
+
+class _FindsAll(MemoryDriver):
+    async def are_there(self, keys: Sequence[str]) -> Sequence[bool]:
+        await trio.lowlevel.checkpoint()
+        return [True for _ in keys]
+
+
 class _ClaimsNothing(MemoryDriver):
     """Can do more than it says."""
 
@@ -588,6 +602,7 @@ CLAIMS_NOTHING = in_memory(_ClaimsNothing)
 COPIES_ARE_LINKS = in_memory(_CopiesAreLinks)
 DELETES_BESIDE_THE_PREFIX = in_memory(_DeletesBesideThePrefix)
 DELETES_NEIGHBOURS = in_memory(_DeletesNeighbours)
+FINDS_ALL = in_memory(_FindsAll)
 FOLDS_CASE = in_memory(_FoldsCase)
 GIVES_RELATIVE_URLS = in_memory(_GivesRelativeUrls)
 HOLDS_FOR_EVERYBODY = on_files(_HoldsForEverybody)
@@ -609,6 +624,7 @@ NOISY = in_memory(_Noisy)
 NO_CHECKPOINT = in_memory(_NoCheckpoint)
 ONE_AT_A_TIME = in_memory(_OneAtATime)
 ONE_PIECE = in_memory(_OnePiece)
+PUTS_SEVERAL_AT_ONCE = in_memory(_PutsSeveralAtOnce)
 RANGES_ARE_OFF = in_memory(_RangesAreOff)
 READS_LIVE = in_memory(_ReadsLive)
 READS_WITHOUT_BOUND = in_memory(_ReadsWithoutBound)

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from moorage import KeyUnknown, StoreUnavailable
+from moorage import KeyInvalid, KeyUnknown, StoreUnavailable
 
 from .case import Group
 from .expect import Pieces, content, equal, exists, keys, refuses, true
@@ -170,6 +170,23 @@ async def read_is_bounded(store: Store) -> None:
     equal(await driver.read("a", limit=5), b"12345", "what read() gave")
     with refuses(StoreUnavailable, what="read() of 5 bytes with a limit of 4"):
         await driver.read("a", limit=4)
+
+
+@case()
+async def several_are_put_in_order_and_found(store: Store) -> None:
+    """`write_all` puts each object, none after one that cannot be put; `are_there` tells of each key in its place."""
+    driver = store.driver
+    await driver.write("a", b"old")
+    await driver.write_all([("a", b"1"), ("b/c", b"2"), ("a", b"3"), ("d", b"")])
+    for key, data in (("a", b"3"), ("b/c", b"2"), ("d", b"")):
+        equal(await content(driver, key), data, f"what write_all() put at {key!r}")
+    with refuses(KeyInvalid, what="write_all() with something that is no key"):
+        await driver.write_all([("e", b"1"), ("../f", b"2"), ("g", b"3")])
+    equal(await exists(driver, "g"), False, "whether what stood after that is there")
+    await driver.write_all([])
+    wanted = {"a": True, "b": False, "b/c": True, "d": True, "g": False}
+    equal(list(await driver.are_there(list(wanted))), list(wanted.values()), f"what are_there() says of {list(wanted)}")
+    equal(list(await driver.are_there([])), [], "what are_there() says of nothing")
 
 
 @case()
