@@ -521,9 +521,9 @@ class _Held:
     async def _save_before_commit(self) -> None:
         """Let `state` know of all bytes before they leave the session: whoever finds them gone can tell why.
 
-        Of a session that has acknowledged nothing, nothing can be lost: it begins again.
+        Of a session behind a network that has acknowledged nothing, nothing can be lost: it begins again.
         """
-        if self._state.offset and self.offset != self._state.offset:
+        if self.offset != self._state.offset and (self._state.offset or not self._driver.capabilities.remote):
             await self._save()
 
     async def _save(self) -> None:

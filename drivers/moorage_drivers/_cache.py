@@ -65,7 +65,8 @@ class CacheOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Options of `storage: {cache: {...}}` and of the layer `cache`.
 
     Attributes:
-        blobdescriptor: where answers are remembered: `inmemory`, by each process for itself, or `redis`.
+        blobdescriptor: where answers are remembered: `inmemory`, by each process for itself, also without a word about it,
+            or `redis`.
         layerinfo: an old name of `blobdescriptor`.
         blobdescriptorsize: how many answers a process remembers; 0 and less is any number. Redis bounds itself.
         ttl: for how long; without it a minute in memory and ten in Redis.
@@ -317,23 +318,20 @@ async def open_cache(options: CacheOptions, driver: Driver) -> AsyncGenerator[Dr
     """Lay the layer `cache` around `driver`.
 
     Raises:
-        ConfigurationError: it is not said where answers are remembered, or how Redis is reached.
+        ConfigurationError: it is not said how Redis is reached, or that cannot work.
     """
-    match options.blobdescriptor or options.layerinfo:
-        case "redis":
-            if options.redis is None or not options.redis.addrs:
-                raise ConfigurationError("blobdescriptor: redis needs redis.addrs, which says where that is")
-            from ._redis import open_answers_in_redis
+    if (options.blobdescriptor or options.layerinfo or "inmemory") == "inmemory":
+        await trio.lowlevel.checkpoint()
+        seconds = float(options.ttl or _SECONDS_IN_MEMORY)
+        yield CacheLayer(driver, AnswersInMemory(limit=options.blobdescriptorsize, seconds=seconds))
+        return
+    if options.redis is None or not options.redis.addrs:
+        raise ConfigurationError("blobdescriptor: redis needs redis.addrs, which says where that is")
+    from ._redis import open_answers_in_redis
 
-            seconds = float(options.ttl or _SECONDS_IN_REDIS)
-            async with open_answers_in_redis(options.redis, partial(_identity, driver), seconds=seconds) as answers:
-                yield CacheLayer(driver, answers)
-        case "inmemory":
-            await trio.lowlevel.checkpoint()
-            seconds = float(options.ttl or _SECONDS_IN_MEMORY)
-            yield CacheLayer(driver, AnswersInMemory(limit=options.blobdescriptorsize, seconds=seconds))
-        case _:
-            raise ConfigurationError("blobdescriptor: is inmemory or redis")
+    seconds = float(options.ttl or _SECONDS_IN_REDIS)
+    async with open_answers_in_redis(options.redis, partial(_identity, driver), seconds=seconds) as answers:
+        yield CacheLayer(driver, answers)
 
 
 CACHE: StorageMiddlewareFactory[CacheOptions] = StorageMiddlewareFactory(

@@ -402,8 +402,9 @@ def own_redis(tmp_path: Path, *arguments: str, port: int | None = None) -> Gener
     command = [require_tool("redis-server", "what Redis keeps"), "--bind", "127.0.0.1", "--save", ""]
     command += ["--pidfile", str(folder / "pid"), "--daemonize", "no", "--dir", str(folder)]
     with running([*command, *plain, *arguments], port, folder):
-        wait_for((folder / "pid").exists, "the number of its process")
-        yield port, int((folder / "pid").read_text())
+        pid = folder / "pid"
+        wait_for(lambda: pid.exists() and pid.read_text(), "the number of its process")
+        yield port, int(pid.read_text())
 
 
 async def test_a_redis_that_dies_and_comes_back_is_told_once_and_used_again(
@@ -545,7 +546,6 @@ async def test_settings_that_do_nothing_are_named(redis: RedisService, caplog: p
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({}, "blobdescriptor: is inmemory or redis"),
         ({"blobdescriptor": "disk"}, "blobdescriptor"),
         ({"blobdescriptor": "redis"}, "redis.addrs"),
         ({"blobdescriptor": "redis", "redis": {"addrs": []}}, "redis.addrs"),
