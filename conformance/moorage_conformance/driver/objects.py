@@ -177,8 +177,8 @@ async def several_are_put_in_order_and_found(store: Store) -> None:
     """`write_all` puts each object, none after one that cannot be put; `are_there` tells of each key in its place."""
     driver = store.driver
     await driver.write("a", b"old")
-    await driver.write_all([("a", b"1"), ("b/c", b"2"), ("a", b"3"), ("d", b"")])
-    for key, data in (("a", b"3"), ("b/c", b"2"), ("d", b"")):
+    await driver.write_all([("a", b"1"), ("b/c", b"2"), ("a", b"3"), ("d", b"4")])
+    for key, data in (("a", b"3"), ("b/c", b"2"), ("d", b"4")):
         equal(await content(driver, key), data, f"what write_all() put at {key!r}")
     with refuses(KeyInvalid, what="write_all() with something that is no key"):
         await driver.write_all([("e", b"1"), ("../f", b"2"), ("g", b"3")])
