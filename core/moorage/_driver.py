@@ -9,8 +9,7 @@ A driver has five methods of its own; all others have defaults made of these. Wh
 - **Durable**: when a `write` or `commit` returns, a loss of power does not undo it; with `durable=False` only a death
   of the process does not.
 - A list shows every write that was finished before it began.
-- Every method can be cancelled, and lets others run: each call, or, of one that takes microseconds (`stat`, `read`,
-  `open`), at least one in a hundred. A cancelled one leaves no task, thread or descriptor behind.
+- Every method is a checkpoint. A cancelled one leaves no task, thread or descriptor behind.
 - A driver does not retry, does not cache, and raises `DriverError`s only.
 """
 

@@ -70,7 +70,7 @@ _TRIES = 100
 _KNOWN_DIRECTORIES = 20_000
 _SMALL = 64 << 10
 _KNOWN_KEYS = 8192
-_AT_ONCE = 32
+_LOOKS_IN_A_TURN = 32
 _NAMES_REMEMBERED = 200_000
 _SETTLED_NS = 2_000_000_000
 
@@ -112,7 +112,6 @@ class FilesystemDriver(Driver):
         self._limiter = trio.CapacityLimiter(threads)
         # Whether reads can say "not in the page cache" instead of waiting; some file systems cannot (tmpfs).
         self._can_try = hasattr(os, "RWF_NOWAIT")
-        self._at_once = 0
         # Names in directories, bounded by their number; the least recently used goes first.
         self._names: OrderedDict[str, _Names] = OrderedDict()
         self._names_count = 0
@@ -205,7 +204,7 @@ class FilesystemDriver(Driver):
     async def stat(self, key: str) -> Stat:
         """Return what is known of `key`."""
         path = self.path_of(key)
-        await self._checkpoint()
+        await trio.lowlevel.checkpoint()
         try:
             return _stat(key, os.stat(path))
         except OSError as error:
@@ -214,9 +213,11 @@ class FilesystemDriver(Driver):
     async def are_there(self, keys: Sequence[str]) -> Sequence[bool]:
         """Return of each of `keys` whether it is there."""
         found: list[bool] = []
-        for key in keys:
+        await trio.lowlevel.checkpoint()
+        for at, key in enumerate(keys, 1):
             path = self.path_of(key)
-            await self._checkpoint()
+            if at % _LOOKS_IN_A_TURN == 0:
+                await trio.lowlevel.checkpoint()
             try:
                 found.append(stat_modes.S_ISREG(os.stat(path).st_mode))
             except (FileNotFoundError, NotADirectoryError):
@@ -225,23 +226,11 @@ class FilesystemDriver(Driver):
                 self._fail(error, "stat", key)
         return found
 
-    async def _checkpoint(self) -> None:
-        """Be cancelled if that was asked for; now and then, let others go on.
-
-        What is done in microseconds needs no turn of the scheduler each time, which takes longer.
-        """
-        self._at_once += 1
-        if self._at_once < _AT_ONCE:
-            await trio.lowlevel.checkpoint_if_cancelled()
-        else:
-            self._at_once = 0
-            await trio.lowlevel.checkpoint()
-
     @asynccontextmanager
     async def open(self, key: str, start: int = 0, stop: int | None = None) -> AsyncGenerator[Reader]:
         """Open the bytes from `start` to `stop`; the reader has a file."""
         path = self.path_of(key)
-        await self._checkpoint()
+        await trio.lowlevel.checkpoint()
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -291,7 +280,7 @@ class FilesystemDriver(Driver):
         """Return the whole of a small object, without a thread if the page cache has it."""
         if self._can_try:
             path = self.path_of(key)
-            await self._checkpoint()
+            await trio.lowlevel.checkpoint()
             # What most requests begin with, so without what `open` has for others.
             try:
                 data = _read_at_once(path, limit)
@@ -343,7 +332,7 @@ class FilesystemDriver(Driver):
         A directory has another time when a name in it came or went. Its clock ticks in milliseconds, so what was read
         while the time was new is not believed: the same tick may have brought more.
         """
-        await self._checkpoint()
+        await trio.lowlevel.checkpoint()
         if (names := self._remembered(folder, prefix)) is not None:
             return names
         # Of many who ask at once, one reads the directory, and the others look again.
