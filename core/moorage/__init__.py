@@ -10,7 +10,7 @@ Imports point downward, within the core too, in this order:
 
     _errors  _digests  _names  _patterns  _manifests  _concurrency  _driver   _layer  _lease  _memory  _operations  _decisions
     _layout  _listing  _links  _push  _tags  _referrers  _uploads  _moving  _registry  _yaml  _document  _settings
-    _environment  _configuration  _hooks  _rules  _watch  _calls  _judging  _explanation  _plugin_files  _plugins
+    _environment  _configuration  _hooks  _authentication  _rules  _watch  _calls  _judging  _explanation  _plugin_files  _plugins
     _assembly
 """
 
@@ -24,6 +24,7 @@ from ._assembly import (
     open_store,
     open_to_look,
 )
+from ._authentication import needed_scopes
 from ._concurrency import map_bounded, open_helpers
 from ._configuration import (
     CONFIGURATION_PATH,
@@ -103,6 +104,7 @@ from ._hooks import (
     MiddlewareFactory,
     NoOptions,
     Rule,
+    ScopedAuthenticator,
     StorageMiddlewareFactory,
     hookimpl,
     hookspec,
@@ -131,6 +133,7 @@ from ._memory import MemoryDriver
 from ._moving import Flaw, Moved, Plan, move, plan_move
 from ._names import NAME_LIMIT, Reference, RepositoryName, Tag, parse_reference
 from ._operations import (
+    ANONYMOUS,
     Access,
     Action,
     AppendUpload,
@@ -139,13 +142,17 @@ from ._operations import (
     Body,
     Caller,
     CancelUpload,
+    CheckAccess,
     CommitUpload,
     Credentials,
     DeleteBlob,
     Deleted,
     DeleteManifest,
     DeleteTag,
+    Grant,
     Handler,
+    IssuedToken,
+    IssueToken,
     ListReferrers,
     ListRepositories,
     ListTags,
@@ -157,6 +164,8 @@ from ._operations import (
     Origin,
     Ping,
     Pong,
+    PublishedKeys,
+    PublishKeys,
     PullBlob,
     PullManifest,
     PushBlob,
@@ -167,6 +176,7 @@ from ._operations import (
     StatUpload,
     TagCondition,
     TagList,
+    Trail,
     UploadCancelled,
     UploadOpened,
     UploadProgress,
@@ -178,6 +188,7 @@ from ._registry import BLOB_MEDIA_TYPE, Registry
 from ._rules import InForce, Mode, Scopes, scoped
 
 __all__ = [
+    "ANONYMOUS",
     "BLOB_MEDIA_TYPE",
     "CANONICAL",
     "CONFIGURATION_PATH",
@@ -205,6 +216,7 @@ __all__ = [
     "Caller",
     "CancelUpload",
     "Capabilities",
+    "CheckAccess",
     "ClientLeft",
     "CommitUpload",
     "Condition",
@@ -231,10 +243,13 @@ __all__ = [
     "Finding",
     "Flaw",
     "Glob",
+    "Grant",
     "Handler",
     "Hasher",
     "InForce",
     "InternalError",
+    "IssueToken",
+    "IssuedToken",
     "Judging",
     "KeyInvalid",
     "KeyUnknown",
@@ -273,6 +288,8 @@ __all__ = [
     "Plugins",
     "Pong",
     "PreconditionFailed",
+    "PublishKeys",
+    "PublishedKeys",
     "PullBlob",
     "PullManifest",
     "PushBlob",
@@ -294,6 +311,7 @@ __all__ = [
     "Requirement",
     "Rule",
     "RuleEntry",
+    "ScopedAuthenticator",
     "Scopes",
     "SizeInvalid",
     "Stat",
@@ -310,6 +328,7 @@ __all__ = [
     "TagInvalid",
     "TagList",
     "TooManyRequests",
+    "Trail",
     "Unauthorized",
     "Unavailable",
     "Unchanged",
@@ -339,6 +358,7 @@ __all__ = [
     "load_configuration",
     "map_bounded",
     "move",
+    "needed_scopes",
     "objection",
     "offered_sections",
     "open_hasher",

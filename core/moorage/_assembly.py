@@ -1,7 +1,8 @@
 """Joining configuration, plugins, driver, registry and middleware into one handler: the only place where that is done.
 
-From the client inwards: observers, authentication, what the operator turned off, the middleware of `plugins:` in the
-order of the configuration, the registry, and below it storage middleware around the driver.
+From the client inwards: observers, gates, authentication, access rules, what credentials are good for, what the operator
+turned off, the middleware of `plugins:` in the order of the configuration, the registry, and below it storage middleware
+around the driver.
 """
 
 import logging
@@ -14,14 +15,15 @@ from typing import NamedTuple, TypeVar, cast, get_args, get_type_hints
 import msgspec
 import trio
 
+from ._authentication import Authentication, Granted
 from ._configuration import Configuration, ConfigurationError, UploadPurging, did_you_mean
 from ._decisions import ReadOnlyView
 from ._driver import Driver
-from ._errors import DriverError, RegistryError, Unauthorized
+from ._errors import DriverError, RegistryError
 from ._hooks import Authenticator, MiddlewareFactory, Rule, StorageMiddlewareFactory
 from ._judging import RuleEntry
 from ._layer import DriverLayer
-from ._operations import Handler, Operation, R
+from ._operations import ANONYMOUS, Caller, Handler, Operation, Origin, R, Trail
 from ._plugins import PluginManager
 from ._registry import Registry
 from ._rules import Scopes, scoped
@@ -53,7 +55,7 @@ class _NoRedirects(DriverLayer):
 
 
 class _Observed:
-    """The outermost handler: shows every finished operation to the observers among the plugins."""
+    """The outermost handler: shows every finished operation, and who asked for it, to the observers among the plugins."""
 
     def __init__(self, inner: Handler, plugins: PluginManager) -> None:
         self._inner = inner
@@ -61,27 +63,31 @@ class _Observed:
 
     async def __call__(self, operation: Operation[R], /) -> R:
         began = trio.current_time()
+        trail = Trail()
+        operation = msgspec.structs.replace(operation, trail=trail)
         try:
             reply = await self._inner(operation)
         except RegistryError as error:
-            self._plugins.operation_finished(operation, None, error, trio.current_time() - began)
+            self._tell(operation, trail.caller, None, error, began)
             raise
-        self._plugins.operation_finished(operation, reply, None, trio.current_time() - began)
+        self._tell(operation, trail.caller, reply, None, began)
         return reply
 
+    def _tell(
+        self, operation: Operation[object], caller: Caller, reply: object, error: RegistryError | None, began: float
+    ) -> None:
+        seen = msgspec.structs.replace(operation, caller=caller)
+        self._plugins.operation_finished(seen, reply, error, trio.current_time() - began)
 
-class _Authenticated:
-    """Sets the caller of every operation, or refuses it."""
 
-    def __init__(self, inner: Handler, authenticator: Authenticator) -> None:
-        self._inner = inner
-        self._authenticator = authenticator
+class _Anybody:
+    """Takes everybody for nobody in particular, where rules say what may be done and no authenticator who asks."""
 
-    async def __call__(self, operation: Operation[R], /) -> R:
-        caller = await self._authenticator(operation.origin)
-        if caller is None:
-            raise Unauthorized("authentication required", challenges=[self._authenticator.challenge])
-        return await self._inner(msgspec.structs.replace(operation, caller=caller))
+    challenge = ""
+
+    async def __call__(self, origin: Origin, /) -> Caller:
+        del origin
+        return ANONYMOUS
 
 
 def claimed_sections(plugins: PluginManager) -> dict[str, type[msgspec.Struct]]:
@@ -124,8 +130,7 @@ def check_options(configuration: Configuration, plugins: PluginManager) -> tuple
         configuration.decode(_section(name, factory), factory.options)
     for name, rule in _configured(configuration, rules):
         _options(configuration, name, rule)
-    name = configuration.auth.type
-    if name != "none":
+    for name in configuration.auth.types:
         offered = _offered(configuration, plugins, "authenticator", ("auth", name), name, plugins.authenticators())
         configuration.decode(f"auth.{name}", offered.options)
     return warnings
@@ -377,20 +382,30 @@ async def _wrap(
     handler: Handler, configuration: Configuration, plugins: PluginManager, stack: AsyncExitStack
 ) -> Handler:
     configured = _configured(configuration, plugins.middleware())
-    # The last one opened is the outermost: those of `plugins:` inside, in their order, then what the operator turned off.
-    inside = [item for item in configured if item[1].section is None]
-    outside = [item for item in configured if item[1].section is not None]
-    for name, factory in [*reversed(inside), *outside]:
-        options = configuration.decode(_section(name, factory), factory.options)
-        with _opening(configuration, plugins, "register_middleware", name, _section(name, factory)):
-            handler = await stack.enter_async_context(factory.open(options, handler))
-    if configuration.auth.type != "none":
-        name = configuration.auth.type
-        offered = plugins.authenticators()[name]
-        credentials = configuration.decode(f"auth.{name}", offered.options)
-        with _opening(configuration, plugins, "register_authenticators", name, f"auth.{name}"):
-            authenticator = await stack.enter_async_context(offered.open(credentials))
-        handler = _Authenticated(handler, authenticator)
+
+    async def around(inner: Handler, place: str) -> Handler:
+        # The last one opened is the outermost: those of `plugins:` inside, in their order, then those with a section.
+        there = [item for item in configured if item[1].place == place]
+        named = [item for item in there if item[1].section is None]
+        sections = [item for item in there if item[1].section is not None]
+        for name, factory in [*reversed(named), *sections]:
+            options = configuration.decode(_section(name, factory), factory.options)
+            with _opening(configuration, plugins, "register_middleware", name, _section(name, factory)):
+                inner = await stack.enter_async_context(factory.open(options, inner))
+        return inner
+
+    handler = await around(handler, "inside")
+    secured = configuration.auth.types or any(factory.place == "access" for _, factory in configured)
+    if secured:
+        handler = await around(Granted(handler), "access")
+        authenticators: list[Authenticator] = []
+        for name in configuration.auth.types:
+            offered = plugins.authenticators()[name]
+            credentials = configuration.decode(f"auth.{name}", offered.options)
+            with _opening(configuration, plugins, "register_authenticators", name, f"auth.{name}"):
+                authenticators.append(await stack.enter_async_context(offered.open(credentials)))
+        handler = Authentication(handler, authenticators or [_Anybody()])
+    handler = await around(handler, "gate")
     if plugins.observed:
         handler = _Observed(handler, plugins)
     return handler

@@ -145,10 +145,9 @@ class Storage(Section, frozen=True, kw_only=True):
 
 
 class Auth(Section, frozen=True, kw_only=True):
-    """Who may do what: the authenticator's name, ``none`` for an open registry, and what it is given."""
+    """Who asks: names of authenticators, in the order in which they are asked; without any the registry is open."""
 
-    type: str = "none"
-    options: dict[str, object] = field(default_factory=dict[str, object])
+    types: tuple[str, ...] = ()
 
 
 class Configuration(Sections, frozen=True, kw_only=True):
@@ -250,7 +249,10 @@ class Configuration(Sections, frozen=True, kw_only=True):
                 },
                 "tag": {"concurrencylimit": storage.tag_concurrency},
             },
-            "auth": {self.auth.type: cast("Plain", to_builtins(self.auth.options))},  # was read from YAML
+            "auth": {
+                name: cast("Plain", to_builtins(self.document.decode(dict[str, object], ("auth", name))))
+                for name in self.auth.types or ("none",)
+            },
             "http": {
                 "addr": http.addr,
                 "net": http.net,
@@ -384,7 +386,7 @@ def configuration_schema(offered: Mapping[str, type[Struct]] | None = None) -> d
     drivers = {name: {**anything, "description": text} for name, text in _DRIVERS.items()}
     sections = _properties(json_schema(inspected(StorageSections)))
     storage = {"type": "object", "properties": {**sections, **drivers}, "additionalProperties": some}
-    auth = {**anything, "properties": {"none": anything}, "maxProperties": 1, "additionalProperties": some}
+    auth = {**anything, "properties": {"none": anything}, "additionalProperties": some}
     for name, described in (("storage", storage), ("auth", auth)):
         description = properties[name]["description"]
         properties[name] = {"description": description, "anyOf": [shorthand, described]}
@@ -514,18 +516,17 @@ def _not_one_driver(document: Document, drivers: list[str]) -> ConfigurationErro
 
 def _auth(document: Document) -> Auth:
     types = list(document.decode(dict[str, object], ("auth",)))
-    if not types:
-        return Auth()
-    if len(types) > 1:
-        raise document.error(("auth",), f"names {in_words(types, 'and')}; allowed is at most one")
-    return Auth(type=types[0], options=document.decode(dict[str, object], ("auth", types[0])))
+    for name in types:
+        document.decode(dict[str, object], ("auth", name))
+    if "none" in types and len(types) > 1:
+        raise document.error(("auth",), f"names {in_words(types, 'and')}; none, an open registry, stands alone")
+    return Auth(types=tuple(name for name in types if name != "none"))
 
 
 def _refuse_what_is_unsafe_to_ignore(configuration: Configuration, claimed: Mapping[str, type[Struct]]) -> None:
     document = configuration.document
     refused = dict(_REFUSED)
-    if configuration.auth.type != "none":
-        refused[f"auth.{configuration.auth.type}"] = "an open registry"
+    refused |= {f"auth.{name}": "an open registry" for name in configuration.auth.types}
     for path, instead in refused.items():
         key = tuple(path.split("."))
         is_auth = key[0] == "auth"
@@ -534,7 +535,7 @@ def _refuse_what_is_unsafe_to_ignore(configuration: Configuration, claimed: Mapp
             reason = f"not supported by this version{_or_blocked(configuration)}"
             if is_auth:
                 offered = [each.removeprefix("auth.") for each in claimed if each.startswith("auth.")]
-                reason += f"; {did_you_mean(configuration.auth.type, offered)}" if offered else ""
+                reason += f"; {did_you_mean(key[1], offered)}" if offered else ""
             raise document.error(key, f"{reason}; refusing to start {instead}{suffix}")
 
 

@@ -240,15 +240,24 @@ class ParameterInvalid(RegistryError):
 
 
 class Unauthorized(RegistryError):
-    """Who asks is not known; `challenges` are the values of WWW-Authenticate."""
+    """Who asks is not known, or the credentials are not good for this.
+
+    Attributes:
+        challenges: values of WWW-Authenticate; without any the configured authenticators say what to show.
+        problem: what is wrong with credentials that were shown, in the words of RFC 6750 (`invalid_token`,
+            `insufficient_scope`); empty if there were none.
+    """
 
     code = "UNAUTHORIZED"
     status = 401
 
-    def __init__(self, message: str, *, challenges: Sequence[str], detail: object = None) -> None:
+    def __init__(
+        self, message: str, *, challenges: Sequence[str] = (), problem: str = "", detail: object = None
+    ) -> None:
         """Make an error that asks for credentials by `challenges`."""
         super().__init__(message, detail=detail)
         self.challenges: tuple[str, ...] = tuple(challenges)
+        self.problem = problem
 
 
 class Denied(RegistryError):

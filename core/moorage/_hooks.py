@@ -13,7 +13,7 @@ they raise, other than a `RegistryError`, fails the push. Observers are synchron
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 import pluggy
@@ -21,12 +21,12 @@ import pluggy
 from ._driver import Driver
 from ._errors import RegistryError
 from ._manifests import Descriptor, Manifest
-from ._operations import Caller, Handler, Operation, Origin, PushManifest
+from ._operations import Access, Caller, Handler, Operation, Origin, PushManifest
 
 PROJECT = "moorage"
 ENTRY_POINT_GROUP = "moorage.plugins"
 
-HOOK_API = (1, 1)
+HOOK_API = (1, 2)
 """The version of the hooks. The first number grows when a plugin has to change, the second when there is more to use."""
 
 hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker(PROJECT)
@@ -75,12 +75,16 @@ class MiddlewareFactory(msgspec.Struct, Generic[OptionsT], frozen=True):
 
     It is opened when the configuration has `section` (a dotted path), or, without one, `plugins: {<name>: {...}}`;
     with `always`, even when it has not, and then with the defaults of `options`.
+
+    `place` says where it lies: `gate` before anybody is known, for what must not cost an authentication; `access`
+    right after that, where is decided who may do what; `inside` for all others, which see only what is allowed.
     """
 
     options: type[OptionsT]
     open: Callable[[OptionsT, Handler], AbstractAsyncContextManager[Handler]]
     section: str | None = None
     always: bool = False
+    place: Literal["gate", "access", "inside"] = "inside"
 
 
 class Rule(msgspec.Struct, Generic[OptionsT], frozen=True):
@@ -106,17 +110,30 @@ class Authenticator(Protocol):
 
         Raises:
             Unauthorized: they are of its kind, and wrong.
+            TooManyRequests: too many of them were wrong.
         """
         ...
 
     @property
     def challenge(self) -> str:
-        """What `WWW-Authenticate` shall say to who shows nothing."""
+        """What `WWW-Authenticate` shall say to who shows nothing; empty if nothing can be shown by a header."""
+        ...
+
+
+@runtime_checkable
+class ScopedAuthenticator(Authenticator, Protocol):
+    """An authenticator whose challenge depends on what is asked for, as that of tokens does."""
+
+    def challenge_for(self, origin: Origin, needed: Sequence[Access], problem: str) -> str:
+        """Return what `WWW-Authenticate` shall say to who wants what needs the rights `needed`.
+
+        `problem` is as in `Unauthorized`.
+        """
         ...
 
 
 class AuthenticatorFactory(msgspec.Struct, Generic[OptionsT], frozen=True):
-    """How an authenticator is opened; configured as `auth: {<name>: {...}}`."""
+    """How an authenticator is opened; configured as `auth: {<name>: {...}}`, alone or among others."""
 
     options: type[OptionsT]
     open: Callable[[OptionsT], AbstractAsyncContextManager[Authenticator]]

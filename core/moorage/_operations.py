@@ -8,7 +8,7 @@ A reply that carries bytes is not open yet, so nothing leaks where it is dropped
 `Body`, which is read once. There is no ambient context: who asks, and from where, are fields.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Generic, Literal, Protocol, TypeVar
 
@@ -61,13 +61,6 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     tls_peer: bytes | None = None
 
 
-class Caller(msgspec.Struct, frozen=True, kw_only=True):
-    """Who asks; an empty name is nobody in particular."""
-
-    name: str = ""
-    groups: frozenset[str] = frozenset()
-
-
 class Access(msgspec.Struct, frozen=True):
     """One right that an operation needs; `repository` is None for the registry as a whole."""
 
@@ -75,8 +68,57 @@ class Access(msgspec.Struct, frozen=True):
     action: Action
 
 
-INSIDE = Origin()
-ANONYMOUS = Caller()
+class Grant(msgspec.Struct, frozen=True):
+    """Rights that credentials such as a token carry with them; `repository` is None for the registry as a whole.
+
+    The action `*` stands for all of them.
+    """
+
+    repository: str | None
+    actions: frozenset[str]
+
+    def covers(self, access: Access) -> bool:
+        """Return whether it gives the right `access`."""
+        return self.repository == access.repository and (access.action in self.actions or "*" in self.actions)
+
+
+class Caller(msgspec.Struct, frozen=True, kw_only=True):
+    """Who asks; an empty name is nobody in particular.
+
+    Attributes:
+        name: by which rules and logs know the caller.
+        groups: those that the caller belongs to.
+        grants: the only rights that the credentials are good for; None if they do not say, as with a password.
+    """
+
+    name: str = ""
+    groups: frozenset[str] = frozenset()
+    grants: tuple[Grant, ...] | None = None
+
+    def is_granted(self, needed: Iterable[Access]) -> bool:
+        """Return whether the credentials are good for all rights in `needed`; what rules say is another question."""
+        grants = self.grants
+        return grants is None or all(any(grant.covers(access) for grant in grants) for access in needed)
+
+
+class Trail:
+    """What was decided about one operation on its way inwards. The only thing that is written to: observers read it.
+
+    Attributes:
+        caller: who asks, as soon as that is known.
+        rule: what allowed or refused it, as a configuration names it; empty if nothing had to.
+    """
+
+    __slots__ = ("caller", "rule")
+
+    def __init__(self) -> None:
+        """Begin with nothing decided."""
+        self.caller: Caller = ANONYMOUS
+        self.rule: str = ""
+
+
+INSIDE: Origin = Origin()
+ANONYMOUS: Caller = Caller()
 
 
 class Body(Protocol):
@@ -94,10 +136,17 @@ class Body(Protocol):
 
 
 class Operation(msgspec.Struct, Generic[R_co], frozen=True, kw_only=True):
-    """One thing that a client asks for; the type argument is what it is answered with."""
+    """One thing that a client asks for; the type argument is what it is answered with.
+
+    Attributes:
+        origin: where it came from.
+        caller: who asks; set by the authentication.
+        trail: where decisions about it are written down; None if nobody will read them.
+    """
 
     origin: Origin = INSIDE
     caller: Caller = ANONYMOUS
+    trail: Trail | None = None
 
     @property
     def access(self) -> tuple[Access, ...]:
@@ -228,6 +277,34 @@ class ReferrerList(msgspec.Struct, frozen=True, kw_only=True):
     referrers: tuple[Descriptor, ...]
     more: bool
     last: Digest | None
+
+
+class IssuedToken(msgspec.Struct, frozen=True, kw_only=True):
+    """A token that proves who asks, and what for.
+
+    Attributes:
+        token: what a client sends as `Bearer`.
+        issued_at: Unix time in seconds.
+        expires_in: seconds.
+        scopes: what it is good for, as `repository:<name>:<action>,...`.
+        refresh_token: gets further tokens without a password; None if none was asked for.
+    """
+
+    token: str
+    issued_at: int
+    expires_in: int
+    scopes: tuple[str, ...] = ()
+    refresh_token: str | None = None
+
+    def __repr__(self) -> str:
+        """Return a text without the secrets."""
+        return f"IssuedToken(scopes={self.scopes!r}, ...)"
+
+
+class PublishedKeys(msgspec.Struct, frozen=True):
+    """The public keys that tokens of this registry can be verified with: a JWK Set (RFC 7517), as JSON."""
+
+    data: bytes
 
 
 # ---- operations
@@ -439,3 +516,44 @@ class ListRepositories(Operation[RepositoryList], frozen=True, kw_only=True):
     def access(self) -> tuple[Access, ...]:
         """To see the catalog."""
         return (Access(None, "catalog"),)
+
+
+class CheckAccess(Operation[Pong], frozen=True, kw_only=True):
+    """May the caller do what needs these rights? Refused as the operation itself would be; nothing is done."""
+
+    needed: tuple[Access, ...]
+
+    @property
+    def access(self) -> tuple[Access, ...]:
+        """The rights that are asked about."""
+        return self.needed
+
+
+class IssueToken(Operation[IssuedToken], frozen=True, kw_only=True):
+    """A token for the caller (the token server of distribution's protocol).
+
+    Attributes:
+        service: which service the token is for.
+        scopes: what it shall be good for, as `repository:<name>:<action>,...`; it may get less.
+        offline: whether a refresh token is wanted too.
+        client_id: what the client calls itself.
+    """
+
+    service: str
+    scopes: tuple[str, ...] = ()
+    offline: bool = False
+    client_id: str = ""
+
+    @property
+    def access(self) -> tuple[Access, ...]:
+        """No right in particular: the token gets what the caller has."""
+        return ()
+
+
+class PublishKeys(Operation[PublishedKeys], frozen=True, kw_only=True):
+    """The public keys of this registry's tokens. Anybody may know them."""
+
+    @property
+    def access(self) -> tuple[Access, ...]:
+        """No right in particular."""
+        return ()

@@ -209,7 +209,7 @@ def test_without_a_file_content_lies_in_data_and_may_be_deleted_from_this_machin
     assert configuration.storage.parameters == {"rootdirectory": "./data"}
     assert configuration.storage.delete_enabled
     assert configuration.http.addr == "127.0.0.1:5000"
-    assert configuration.auth.type == "none"
+    assert configuration.auth.types == ()
     assert configuration.workers is None
 
 
@@ -490,7 +490,7 @@ def test_all_that_holds_for_any_driver_is_read(load: Load) -> None:
         ("version: 0.1\nstorage: {inmemory: , tag: {concurrencylimit: -1}}", "config.yml: storage.tag.concurrencylimit: found -1; allowed is a whole number at least 0"),
         ("version: 0.1\nstorage: {filesystem: {}, s3: {}}", 'config.yml: storage: names the drivers "filesystem" and "s3"; allowed is exactly one'),
         ("version: 0.1\nstorage: {filesystem: {}, delte: {enabled: true}}", 'config.yml: storage: names the drivers "filesystem" and "delte"; allowed is exactly one; by "delte", did you mean "delete"?'),
-        (with_storage("auth: {htpasswd: {}, token: {}}"), 'config.yml: auth: names "htpasswd" and "token"; allowed is at most one'),
+        (with_storage("auth: {none: {}, token: {}}"), 'config.yml: auth: names "none" and "token"; none, an open registry, stands alone'),
     ],
 )  # fmt: skip
 def test_a_mistake_is_answered_with_one_sentence(load: Load, text: str, sentence: str) -> None:
@@ -598,7 +598,7 @@ def test_authentication_from_the_environment_is_not_ignored_either(load: Load) -
 
 def test_auth_none_is_an_open_registry(load: Load) -> None:
     for text in ("auth: none", "auth: {none: }", "auth: {}", "auth:"):
-        assert load(with_storage(text)).configuration.auth.type == "none"
+        assert load(with_storage(text)).configuration.auth.types == ()
 
 
 def test_what_a_plugin_claims_is_neither_refused_nor_complained_about(load: Load) -> None:
@@ -614,7 +614,7 @@ def test_what_a_plugin_claims_is_neither_refused_nor_complained_about(load: Load
         "middleware.storage.rewrite",
         "validation.manifests.urls",
     ]
-    assert loaded.configuration.auth.options == {"path": "/x"}
+    assert loaded.configuration.auth.types == ("htpasswd",)
     assert loaded.configuration.section("validation.manifests.indexes") == {"platforms": "none"}
     assert loaded.configuration.section("validation.manifests.nothing") is None
     assert loaded.configuration.section("auth.htpasswd.path.deeper") is None
@@ -1099,7 +1099,7 @@ def test_the_schema_accepts_what_is_accepted(load: Load, text: str) -> None:
         with_storage("workers: 0"),
         with_storage("log: {level: loud}"),
         with_storage("http: {draintimeout: 1x}"),
-        with_storage("auth: {a: {}, b: {}}"),
+        with_storage("auth: {a: 1, b: {}}"),
         with_storage("notifications: {endpoints: [{nme: x}]}"),
         "version: 0.1\nstorage: {inmemory: , delete: {enable: true}}",
     ],

@@ -8,11 +8,14 @@ import msgspec
 import trio
 
 from moorage import (
+    Access,
     Authenticator,
     AuthenticatorFactory,
     Caller,
     Credentials,
     Origin,
+    RepositoryName,
+    ScopedAuthenticator,
     TooManyRequests,
     Unauthorized,
     Unavailable,
@@ -95,7 +98,6 @@ async def _answer(
     try:
         said = await in_time(what, ask, patience)
     except Unauthorized as error:
-        true(error.challenges, f"{what} is refused without a challenge")
         for each in error.challenges:
             _check_challenge(f"{what} is refused with the challenge", each)
         return error
@@ -117,9 +119,21 @@ def _check_challenge(what: str, challenge: object) -> None:
 
 @case
 async def its_challenge_can_be_sent(trial: AuthenticatorTrial) -> None:
-    """`challenge` is a value of WWW-Authenticate: a scheme with parameters, in visible ASCII."""
+    """`challenge` is a value of WWW-Authenticate: a scheme with parameters, in visible ASCII; or it is empty.
+
+    So is what `challenge_for` says of a registry, a repository and a problem, where there is that method.
+    """
+    needed = (Access(None, "catalog"), Access(RepositoryName("a/b"), "pull"), Access(RepositoryName("a/b"), "push"))
     async with opened(trial) as authenticator:
-        _check_challenge("its challenge is", authenticator.challenge)
+        if authenticator.challenge:
+            _check_challenge("its challenge is", authenticator.challenge)
+        if isinstance(authenticator, ScopedAuthenticator):
+            for host in ("registry.example", 'a"b\r\nx: y\u00e9'):
+                origin = Origin(host=host, base_url=f"https://{host}")
+                for problem in ("", "invalid_token", "insufficient_scope"):
+                    for asked in ((), needed[:1], needed[1:], needed):
+                        challenge = authenticator.challenge_for(origin, asked, problem)
+                        _check_challenge(f"its challenge for {asked!r} at {host!r} is", challenge)
 
 
 @case

@@ -19,6 +19,7 @@ from moorage import (
     Blob,
     BlobPushed,
     CancelUpload,
+    CheckAccess,
     CommitUpload,
     DeleteBlob,
     Deleted,
@@ -26,6 +27,8 @@ from moorage import (
     DeleteTag,
     Descriptor,
     Digest,
+    IssuedToken,
+    IssueToken,
     ListReferrers,
     ListRepositories,
     ListTags,
@@ -38,6 +41,8 @@ from moorage import (
     Origin,
     Ping,
     Pong,
+    PublishedKeys,
+    PublishKeys,
     PullBlob,
     PullManifest,
     PushBlob,
@@ -128,6 +133,9 @@ _OPERATIONS: tuple[Callable[[RepositoryName], Operation[object]], ...] = (
     lambda name: ListTags(origin=ORIGIN, repository=name),
     lambda name: ListReferrers(origin=ORIGIN, repository=name, subject=Digest.of(image_document())),
     lambda _: ListRepositories(origin=ORIGIN),
+    lambda name: CheckAccess(origin=ORIGIN, needed=(Access(name, "pull"),)),
+    lambda name: IssueToken(origin=ORIGIN, service="registry.example", scopes=(f"repository:{name}:pull",)),
+    lambda _: PublishKeys(origin=ORIGIN),
 )
 
 
@@ -151,8 +159,12 @@ def reply_to(operation: Operation[object], opened: Callable[[], object] = bool) 
     name = getattr(operation, "repository", REPOSITORY)
     digest = Digest.of(LAYER)
     match operation:
-        case Ping():
+        case Ping() | CheckAccess():
             return Pong()
+        case IssueToken():
+            return IssuedToken(token="a.token.of-the-kit", issued_at=0, expires_in=300)  # noqa: S106 - nobody's
+        case PublishKeys():
+            return PublishedKeys(b'{"keys": []}')
         case PullManifest():
             return parse_stored(image_document(), Digest.of(image_document()))
         case PullBlob():

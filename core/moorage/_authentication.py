@@ -1,0 +1,139 @@
+"""Who asks: the configured authenticators, and what the credentials that they know are good for.
+
+Answers for `WWW-Authenticate` of RFC 9110, 11.6.1, as container clients read it: they look at the first one only, and
+know `Bearer` with a token server, and `Basic`. So one challenge is sent, and it is `Bearer` where there is one.
+"""
+
+from collections.abc import Sequence
+from typing import TypeVar, cast
+
+import msgspec
+
+from ._errors import Denied, Unauthorized
+from ._hooks import Authenticator, ScopedAuthenticator
+from ._operations import (
+    Access,
+    Caller,
+    CheckAccess,
+    Credentials,
+    Handler,
+    IssueToken,
+    Operation,
+    Ping,
+    Pong,
+    PublishKeys,
+)
+
+R = TypeVar("R")
+
+_FOR_ANYBODY = frozenset({PublishKeys})
+_NOBODY = Credentials("basic", "Og==")
+"""An empty name with an empty password, which clients send who have neither."""
+
+
+class Authentication:
+    """Sets the caller of every operation, or refuses it."""
+
+    def __init__(self, inner: Handler, authenticators: Sequence[Authenticator]) -> None:
+        """Ask `authenticators` in their order; who knows the credentials decides."""
+        self._inner = inner
+        self._authenticators = tuple(authenticators)
+
+    async def __call__(self, operation: Operation[R], /) -> R:
+        """Answer `operation` for whom it comes from.
+
+        Raises:
+            Unauthorized: nobody knows the credentials, they are wrong, or not good for this.
+            Denied: they would be needed, and there is no way to show any.
+        """
+        if type(operation) in _FOR_ANYBODY:
+            return await self._inner(operation)
+        try:
+            caller = await self._caller(operation)
+            if operation.trail is not None:
+                operation.trail.caller = caller
+            return await self._inner(msgspec.structs.replace(operation, caller=caller))
+        except Unauthorized as error:
+            if error.challenges:
+                raise
+            raise self._asked_for(operation, error) from None
+
+    async def _caller(self, operation: Operation[object]) -> Caller:
+        origin = operation.origin
+        if origin.credentials == _NOBODY:
+            origin = msgspec.structs.replace(origin, credentials=None)
+        for authenticator in self._authenticators:
+            caller = await authenticator(origin)
+            if caller is None:
+                continue
+            # Clients ask this first, and show nothing later on unless they are asked for something here.
+            nameless = not caller.name and origin.credentials is None and isinstance(operation, Ping)
+            if nameless and self._challenge(operation, ""):
+                break
+            return caller
+        if origin.credentials is None:
+            raise Unauthorized("authentication required")
+        raise Unauthorized("these credentials are not known here", problem="invalid_token")
+
+    def _asked_for(self, operation: Operation[object], error: Unauthorized) -> Unauthorized | Denied:
+        """Return `error` with the challenge to show what is missing."""
+        challenge = self._challenge(operation, error.problem)
+        detail = error.detail or _told(operation.access) or None
+        if challenge is None:
+            return Denied(error.message, detail=detail)
+        return Unauthorized(error.message, challenges=[challenge], problem=error.problem, detail=detail)
+
+    def _challenge(self, operation: Operation[object], problem: str) -> str | None:
+        """Return the one challenge that is sent, None if no authenticator has any."""
+        challenges: list[str] = []
+        for authenticator in self._authenticators:
+            if isinstance(authenticator, ScopedAuthenticator):
+                challenges.append(authenticator.challenge_for(operation.origin, operation.access, problem))
+            else:
+                challenges.append(authenticator.challenge)
+        wanted = [each for each in challenges if each]
+        bearer = [each for each in wanted if each.lower().startswith("bearer")]
+        if isinstance(operation, IssueToken):
+            # A token cannot be had by a token.
+            wanted, bearer = [each for each in wanted if each not in bearer], []
+        return next(iter(bearer + wanted), None)
+
+
+class Granted:
+    """Passes on what the caller's credentials are good for."""
+
+    def __init__(self, inner: Handler) -> None:
+        """Pass on to `inner`."""
+        self._inner = inner
+
+    async def __call__(self, operation: Operation[R], /) -> R:
+        """Answer `operation` if the credentials are good for it.
+
+        Raises:
+            Unauthorized: they are not; others may be.
+        """
+        if not operation.caller.is_granted(operation.access):
+            raise Unauthorized("the token is not good for this", problem="insufficient_scope")
+        if isinstance(operation, CheckAccess):
+            # Whoever had something to say about rights has been asked.
+            return cast("R", Pong())
+        return await self._inner(operation)
+
+
+def _told(needed: Sequence[Access]) -> list[dict[str, str]]:
+    """Return which rights are needed as distribution tells it, a list of actions on resources."""
+    return [
+        {"Type": "registry", "Class": "", "Name": "catalog", "Action": "*"}
+        if access.repository is None
+        else {"Type": "repository", "Class": "", "Name": str(access.repository), "Action": access.action}
+        for access in needed
+    ]
+
+
+def needed_scopes(needed: Sequence[Access]) -> str:
+    """Return which rights are needed as the `scope` of a challenge: `repository:<name>:<action>,...`, with spaces between."""
+    actions: dict[str, list[str]] = {}
+    for access in needed:
+        resource = "registry:catalog" if access.repository is None else f"repository:{access.repository}"
+        actions.setdefault(resource, []).append("*" if access.repository is None else access.action)
+    return " ".join(f"{resource}:{','.join(dict.fromkeys(names))}" for resource, names in actions.items())

@@ -1,0 +1,217 @@
+"""Who asks, what they are asked to show, and what it is good for."""
+
+from collections.abc import Sequence
+
+import pytest
+import trio
+
+from moorage import (
+    ANONYMOUS,
+    Access,
+    Caller,
+    CheckAccess,
+    Credentials,
+    Denied,
+    Digest,
+    Grant,
+    IssueToken,
+    ListRepositories,
+    MountBlob,
+    Operation,
+    Origin,
+    Ping,
+    Pong,
+    PublishedKeys,
+    PublishKeys,
+    PullManifest,
+    R,
+    RepositoryName,
+    Tag,
+    Trail,
+    Unauthorized,
+    needed_scopes,
+)
+from moorage._authentication import Authentication, Granted
+
+REPOSITORY = RepositoryName("a/b")
+PULL = PullManifest(repository=REPOSITORY, reference=Tag("v1"))
+
+
+class Inner:
+    """Answers everything with a Pong, and notes who asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[Operation[object]] = []
+
+    async def __call__(self, operation: Operation[R], /) -> R:
+        self.asked.append(operation)
+        if isinstance(operation, PullManifest) and not operation.caller.name:
+            raise Unauthorized("anonymous callers may not")
+        reply: object = PublishedKeys(b"{}") if isinstance(operation, PublishKeys) else Pong()
+        return reply  # type: ignore[return-value] # whatever was asked
+
+
+class Passwords:
+    """Knows everybody whose password is `good`."""
+
+    challenge = 'Basic realm="here"'
+
+    async def __call__(self, origin: Origin, /) -> Caller | None:
+        await trio.lowlevel.checkpoint()
+        shown = origin.credentials
+        if shown is None or shown.scheme != "basic":
+            return None
+        if shown.value != "good":
+            raise Unauthorized("wrong password")
+        return Caller(name="ann")
+
+
+class Tokens:
+    """Knows tokens that say what they are good for."""
+
+    challenge = 'Bearer realm="t"'
+
+    def challenge_for(self, origin: Origin, needed: Sequence[Access], problem: str) -> str:
+        return f'Bearer realm="t",scope="{needed_scopes(needed)}",error="{problem}"'
+
+    async def __call__(self, origin: Origin, /) -> Caller | None:
+        await trio.lowlevel.checkpoint()
+        shown = origin.credentials
+        if shown is None or shown.scheme != "bearer":
+            return None
+        return Caller(name="bob", grants=(Grant(shown.value, frozenset({"pull"})),))
+
+
+class Everybody:
+    """Takes who shows nothing for nobody in particular."""
+
+    challenge = ""
+
+    async def __call__(self, origin: Origin, /) -> Caller | None:
+        await trio.lowlevel.checkpoint()
+        return ANONYMOUS if origin.credentials is None else None
+
+
+def shown(scheme: str, value: str) -> Origin:
+    return Origin(credentials=Credentials(scheme, value))
+
+
+async def refused(handler: Authentication, operation: Operation[object]) -> tuple[str, ...]:
+    with pytest.raises(Unauthorized) as error:
+        await handler(operation)
+    return error.value.challenges
+
+
+async def test_they_are_asked_in_their_order_until_one_knows() -> None:
+    inner = Inner()
+    handler = Authentication(inner, [Passwords(), Tokens()])
+    await handler(Ping(origin=shown("basic", "good")))
+    await handler(Ping(origin=shown("bearer", "a/b")))
+    assert [operation.caller.name for operation in inner.asked] == ["ann", "bob"]
+    with pytest.raises(Unauthorized, match="wrong password"):
+        await handler(Ping(origin=shown("basic", "bad")))
+    with pytest.raises(Unauthorized, match="not known here"):
+        await handler(Ping(origin=shown("digest", "good")))
+    assert len(inner.asked) == 2
+
+
+async def test_one_challenge_is_sent_and_it_is_bearer_where_there_is_one() -> None:
+    pull = 'Bearer realm="t",scope="repository:a/b:pull",error=""'
+    assert await refused(Authentication(Inner(), [Passwords(), Tokens()]), PULL) == (pull,)
+    assert await refused(Authentication(Inner(), [Passwords()]), PULL) == ('Basic realm="here"',)
+
+
+async def test_the_challenge_names_what_is_missing_and_what_is_wrong() -> None:
+    handler = Authentication(Inner(), [Tokens()])
+    mount = MountBlob(repository=REPOSITORY, digest=Digest.of(b""), source=RepositoryName("c"))
+    scope = "repository:a/b:pull,push repository:c:pull"
+    assert await refused(handler, mount) == (f'Bearer realm="t",scope="{scope}",error=""',)
+    catalog = ListRepositories(origin=shown("digest", "x"))
+    assert await refused(handler, catalog) == ('Bearer realm="t",scope="registry:catalog:*",error="invalid_token"',)
+
+
+async def test_what_is_needed_is_told_as_distribution_does() -> None:
+    with pytest.raises(Unauthorized) as error:
+        await Authentication(Inner(), [Tokens()])(PULL)
+    assert error.value.detail == [{"Type": "repository", "Class": "", "Name": "a/b", "Action": "pull"}]
+
+
+async def test_a_token_is_not_had_by_a_token() -> None:
+    handler = Authentication(Inner(), [Tokens(), Passwords()])
+    assert await refused(handler, IssueToken(service="here")) == ('Basic realm="here"',)
+
+
+async def test_keys_are_for_everybody() -> None:
+    assert await Authentication(Inner(), [Passwords()])(PublishKeys()) == PublishedKeys(b"{}")
+
+
+async def test_who_may_come_without_a_name_is_asked_for_one_where_rules_want_it() -> None:
+    inner = Inner()
+    handler = Authentication(inner, [Passwords(), Everybody()])
+    await handler(CheckAccess(needed=()))
+    assert inner.asked[0].caller is ANONYMOUS
+    assert await refused(handler, PULL) == ('Basic realm="here"',)
+
+
+async def test_clients_are_asked_at_once_what_they_can_show() -> None:
+    """They ask `/v2/` first, and show nothing later on if nothing is asked for there."""
+    assert await refused(Authentication(Inner(), [Passwords(), Everybody()]), Ping()) == ('Basic realm="here"',)
+    assert await Authentication(Inner(), [Everybody()])(Ping()) == Pong()
+
+
+async def test_an_empty_name_with_an_empty_password_is_nothing_shown() -> None:
+    inner = Inner()
+    handler = Authentication(inner, [Passwords(), Everybody()])
+    await handler(CheckAccess(needed=(), origin=shown("basic", "Og==")))
+    assert inner.asked[0].caller is ANONYMOUS
+    assert await refused(handler, Ping(origin=shown("basic", "Og=="))) == ('Basic realm="here"',)
+
+
+async def test_where_nothing_can_be_shown_it_is_a_denial() -> None:
+    with pytest.raises(Denied, match="anonymous"):
+        await Authentication(Inner(), [Everybody()])(PULL)
+
+
+async def test_a_token_is_good_for_what_it_says() -> None:
+    inner = Inner()
+    handler = Authentication(Granted(inner), [Tokens()])
+    await handler(PullManifest(repository=REPOSITORY, reference=Tag("v1"), origin=shown("bearer", "a/b")))
+    assert len(inner.asked) == 1
+    other = PullManifest(repository=REPOSITORY, reference=Tag("v1"), origin=shown("bearer", "a"))
+    scope = 'Bearer realm="t",scope="repository:a/b:pull",error="insufficient_scope"'
+    assert await refused(handler, other) == (scope,)
+
+
+async def test_rights_are_asked_about_without_doing_anything() -> None:
+    inner = Inner()
+    handler = Authentication(Granted(inner), [Tokens()])
+    may = CheckAccess(needed=(Access(REPOSITORY, "pull"),), origin=shown("bearer", "a/b"))
+    assert await handler(may) == Pong()
+    with pytest.raises(Unauthorized):
+        await handler(CheckAccess(needed=(Access(REPOSITORY, "push"),), origin=shown("bearer", "a/b")))
+    assert inner.asked == []
+
+
+@pytest.mark.parametrize(
+    ("grant", "access", "covered"),
+    [
+        (Grant("a", frozenset({"pull"})), Access(RepositoryName("a"), "pull"), True),
+        (Grant("a", frozenset({"*"})), Access(RepositoryName("a"), "delete"), True),
+        (Grant("a", frozenset({"pull"})), Access(RepositoryName("a"), "push"), False),
+        (Grant("a", frozenset({"*"})), Access(RepositoryName("a/b"), "pull"), False),
+        (Grant(None, frozenset({"*"})), Access(None, "catalog"), True),
+        (Grant(None, frozenset({"*"})), Access(RepositoryName("a"), "pull"), False),
+        (Grant("a", frozenset()), Access(RepositoryName("a"), "pull"), False),
+    ],
+)
+def test_a_grant_covers(grant: Grant, access: Access, covered: bool) -> None:
+    assert grant.covers(access) is covered
+    assert Caller(name="x", grants=(grant,)).is_granted([access]) is covered
+    assert Caller(name="x").is_granted([access])
+    assert not Caller(name="x", grants=()).is_granted([access])
+
+
+async def test_the_trail_says_who_asked() -> None:
+    trail = Trail()
+    await Authentication(Inner(), [Passwords()])(Ping(origin=shown("basic", "good"), trail=trail))
+    assert trail.caller.name == "ann"
