@@ -16,7 +16,7 @@ A driver has five methods of its own; all others have defaults made of these. Wh
 import re
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import NamedTuple
 
@@ -162,6 +162,32 @@ class Upload(ABC):
             UploadGone: the bytes are not there any more, or, of an upload that was opened for another destination,
                 cannot be had there.
         """
+
+    async def commit_between(
+        self,
+        driver: "Driver",
+        destination: str,
+        *,
+        before: Callable[[bytes], Sequence[tuple[str, bytes]]] | None = None,
+        after: Sequence[tuple[str, bytes]] = (),
+        drop: str = "",
+    ) -> None:
+        """Commit, and do on `driver` what belongs before and after it, in this order and durable as it is said.
+
+        `before` is given the token that `suspend` would return, and returns small objects that survive the process;
+        those of `after` are durable; what lies below `drop` is removed. A driver that waits for each of these, as for a
+        thread or a connection, overrides this to do all by one step. It must not where `driver` is another one, whose
+        layers want to see what is written.
+
+        Raises:
+            UploadGone: as `commit`; nothing of `after` was written, and nothing removed.
+        """
+        if before is not None:
+            await driver.write_all(before(await self.suspend()), durable=False)
+        await self.commit(destination)
+        await driver.write_all(after)
+        if drop:
+            await driver.delete_below(drop, durable=False)
 
     @abstractmethod
     async def abort(self) -> None:

@@ -79,23 +79,34 @@ async def repositories(driver: Driver, *, part: str, after: str = "") -> AsyncGe
     Names nest, so `a` is followed by `a-b` and only then by `a/b`: each directory stands for two places in the order,
     its own name and the name with a slash, below which others lie.
     """
-    async with aclosing(_walk(driver, "", part=part, after=after)) as names:
+    inside = await children(driver, layout.REPOSITORIES)
+    async with aclosing(_walk(driver, "", inside, part=part, after=after)) as names:
         async for name in names:
             # Distribution takes an upper-case first component; no client can ask this registry for it.
             with suppress(NameInvalid):
                 yield RepositoryName(name)
 
 
-async def _walk(driver: Driver, parent: str, *, part: str, after: str) -> AsyncGenerator[str]:
-    names = [parent + child for child in await children(driver, layout.REPOSITORIES + parent) if child[0] != "_"]
-    for place in sorted([*names, *(name + "/" for name in names)]):
-        if not place.endswith("/"):
-            if place > after and await is_below(driver, f"{layout.REPOSITORIES}{place}/{part}/"):
+async def _walk(
+    driver: Driver, parent: str, directories: Sequence[str], *, part: str, after: str
+) -> AsyncGenerator[str]:
+    names = [parent + child for child in directories if child[0] != "_"]
+    places = [*names, *(name + "/" for name in names)]
+    # What is in a directory is looked for once, for both of its places.
+    inside: dict[str, Sequence[str]] = {}
+    for place in sorted(each for each in places if each > after or (each[-1] == "/" and after.startswith(each))):
+        name = place.rstrip("/")
+        found = inside.pop(name, None)
+        if found is None:
+            found = await children(driver, f"{layout.REPOSITORIES}{name}/")
+        if place != name:
+            async with aclosing(_walk(driver, place, found, part=part, after=after)) as below:
+                async for each in below:
+                    yield each
+        else:
+            inside[name] = found
+            if part in found:
                 yield place
-        elif place > after or after.startswith(place):
-            async with aclosing(_walk(driver, place, part=part, after=after)) as below:
-                async for name in below:
-                    yield name
 
 
 async def list_revisions(driver: Driver, repository: RepositoryName) -> AsyncGenerator[Digest]:

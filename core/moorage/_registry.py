@@ -414,11 +414,7 @@ class Registry:
     async def push_blob(self, operation: PushBlob) -> BlobPushed:
         """Take in a whole blob."""
         await self._uploads.push(operation)
-        return await self._link_blob(operation.repository, operation.digest)
-
-    async def _link_blob(self, repository: RepositoryName, digest: Digest) -> BlobPushed:
-        await self._driver.write(layout.layer_link(repository, digest), layout.link_content(digest))
-        return BlobPushed(repository=repository, digest=digest)
+        return BlobPushed(repository=operation.repository, digest=operation.digest)
 
     async def mount_blob(self, operation: MountBlob) -> BlobPushed | UploadOpened:
         """Link a blob that another repository has, or open an upload session if that cannot be."""
@@ -456,9 +452,7 @@ class Registry:
     async def commit_upload(self, operation: CommitUpload) -> BlobPushed:
         """Take in the last chunk and put the blob into the repository."""
         await self._uploads.commit(operation)
-        pushed = await self._link_blob(operation.repository, operation.digest)
-        await self._uploads.finish(operation.repository, operation.upload_id)
-        return pushed
+        return BlobPushed(repository=operation.repository, digest=operation.digest)
 
     async def cancel_upload(self, operation: CancelUpload) -> UploadCancelled:
         """End an upload session."""

@@ -52,6 +52,10 @@ _log = logging.getLogger("moorage.uploads")
 _PIECE = 512 << 10
 """Bytes gathered before they are hashed and written: each such step may cost a hop to a thread."""
 
+_LARGE_PIECE = 1 << 20
+_GATHERED = 16 << 20
+"""Pieces are larger while few bodies are received at once, since a hop costs as much as hashing 50 KiB."""
+
 _TINY = 4096
 """Chunks of up to so many bytes are put into one buffer: each for itself would cost more than it holds."""
 
@@ -142,6 +146,7 @@ class Uploads:
         """Keep sessions on `driver`."""
         self._driver = driver
         self._warm = _Warm()
+        self._gathering = _Gathering(_PIECE if driver.capabilities.remote else _LARGE_PIECE)
 
     async def open(self, repository: RepositoryName, *, digest: Digest | None, algorithm: str | None) -> str:
         """Open a session and return its id.
@@ -202,27 +207,29 @@ class Uploads:
             raise UploadUnknown("the upload's bytes are gone", detail={"upload": operation.upload_id}) from None
 
     async def commit(self, operation: CommitUpload) -> None:
-        """Take in the body of `operation` and make the blob visible, in the store, not yet in the repository.
-
-        What is left of the session is for `finish`, when the blob is linked.
+        """Take in the body of `operation` and make the blob visible, in the store, then in the repository.
 
         Raises:
             UploadUnknown, UploadOutOfOrder, SizeInvalid, ClientLeft: as they say.
             DigestInvalid: the content has another digest; the session is gone.
         """
         check_algorithm(operation.digest.algorithm)
+        link = layout.layer_link(operation.repository, operation.digest), layout.link_content(operation.digest)
         try:
             async with self._held(operation) as held:
                 await held.receive(operation.body, operation.length, acknowledge=False)
-                await held.commit(operation.digest)
+                await held.commit(operation.digest, link)
+                held.saved = None
         except UploadGone:
             await self._finish_interrupted(operation)
+            await self._driver.write_all([link])
+            await self._finish(operation.repository, operation.upload_id)
         except DigestInvalid:
             await self.remove(operation.repository, operation.upload_id)
             raise
 
     async def push(self, operation: PushBlob) -> None:
-        """Make the body of `operation` visible as a blob, in the store, in one go and without a session to resume.
+        """Make the body of `operation` a blob of the repository, in one go and without a session to resume.
 
         Raises:
             DigestInvalid: the content has another digest.
@@ -231,6 +238,7 @@ class Uploads:
         hasher = open_hasher(operation.digest.algorithm)
         upload_id = _new_upload_id()
         session = layout.upload(operation.repository, upload_id)
+        link = layout.layer_link(operation.repository, operation.digest), layout.link_content(operation.digest)
         destination = self._destination(operation.digest)
         async with self._driver.open_upload(session + "data", destination) as upload:
             try:
@@ -240,18 +248,18 @@ class Uploads:
                         await upload.write(piece)
                         await hashing.add(piece)
 
-                    await _in_pieces(operation.body, take)
+                    await self._gathering.in_pieces(operation.body, take)
                 _compare(operation.digest, hasher.digest())
-                await upload.commit(layout.blob(operation.digest))
-            except BaseException:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS):
-                    await upload.abort()
-                raise
-            finally:
                 # A remote store keeps nothing of an upload that was committed or aborted.
-                if not self._driver.capabilities.remote:
-                    with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS):
+                drop = "" if self._driver.capabilities.remote else session
+                await upload.commit_between(self._driver, layout.blob(operation.digest), after=[link], drop=drop)
+            except BaseException:
+                # What ends it is told, not what may go wrong with cleaning up; of a committed upload nothing is left.
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS), suppress(DriverError):
+                    await upload.abort()
+                    if not self._driver.capabilities.remote:
                         await self.remove(operation.repository, upload_id)
+                raise
 
     async def cancel(self, repository: RepositoryName, upload_id: str) -> None:
         """End a session and free what it holds.
@@ -277,16 +285,10 @@ class Uploads:
         await self._driver.delete(session + "state", durable=False)
         await self._driver.delete_below(session, durable=False)
 
-    async def finish(self, repository: RepositoryName, upload_id: str) -> None:
+    async def _finish(self, repository: RepositoryName, upload_id: str) -> None:
         """Remove a session that was committed."""
-        if self._driver.capabilities.remote:
-            # Nothing else is left of it.
-            self._warm.take(upload_id)
-            await self._driver.delete(layout.upload(repository, upload_id) + "state", durable=False)
-        else:
-            # In any order: its bytes have gone to where the blob is, and whoever still finds `state` looks there.
-            self._warm.take(upload_id)
-            await self._driver.delete_below(layout.upload(repository, upload_id), durable=False)
+        self._warm.take(upload_id)
+        await _remove_committed(self._driver, layout.upload(repository, upload_id))
 
     async def expire(self, *, older_than: float, dry_run: bool) -> int:
         """Remove the sessions, of any implementation, that nothing has happened to since Unix time `older_than`.
@@ -365,7 +367,7 @@ class Uploads:
                     if version_now != version:
                         raise _busy(operation.upload_id, now.offset)
                 condition = Unchanged(version) if self._driver.capabilities.cas and not exclusive else None
-                held = _Held(self._driver, session, operation.upload_id, state, upload, condition)
+                held = _Held(self._driver, self._gathering, session, operation.upload_id, state, upload, condition)
                 yield held
                 if held.saved is not None:
                     self._keep_warm(operation.upload_id, *held.saved)
@@ -426,6 +428,7 @@ class _Held:
     def __init__(
         self,
         driver: Driver,
+        gathering: "_Gathering",
         session: str,
         upload_id: str,
         state: _State,
@@ -435,6 +438,7 @@ class _Held:
         self.offset = state.offset
         self.saved: tuple[_State, str | None] | None = None
         self._driver = driver
+        self._gathering = gathering
         self._session = session
         self._upload_id = upload_id
         self._state = state
@@ -468,7 +472,7 @@ class _Held:
 
         try:
             async with _open_hashing(self._hasher) as hashing:
-                await _in_pieces(body, take)
+                await self._gathering.in_pieces(body, take)
         except SizeInvalid:
             raise
         except StoreFull:
@@ -485,8 +489,8 @@ class _Held:
         if acknowledge:
             await self._save()
 
-    async def commit(self, digest: Digest) -> None:
-        """Make what the session holds visible as the blob `digest`.
+    async def commit(self, digest: Digest, link: tuple[str, bytes]) -> None:
+        """Make what the session holds visible as the blob `digest`, then write `link`, then remove the session.
 
         Raises:
             DigestInvalid: it has another digest, or the session was opened for one and the store cannot go back on it.
@@ -497,12 +501,22 @@ class _Held:
             except DigestInvalid:
                 await self._upload.abort()
                 raise
-            await self._save_before_commit()
-            await self._commit_to(layout.blob(digest), digest)
+            if self._driver.capabilities.remote or self._condition is not None:
+                await self._save_before_commit()
+                await self._commit_to(layout.blob(digest), digest)
+                await self._driver.write_all([link])
+                await _remove_committed(self._driver, self._session)
+            else:
+                before = None if self.offset == self._state.offset else self._told
+                await self._upload.commit_between(
+                    self._driver, layout.blob(digest), before=before, after=[link], drop=self._session
+                )
         else:
             await self._save_before_commit()
             await self._commit_to(self._session + "content", digest)
             await _commit_content(self._driver, self._session, digest)
+            await self._driver.write_all([link])
+            await _remove_committed(self._driver, self._session)
 
     async def _commit_to(self, destination: str, digest: Digest) -> None:
         announced = self._state.announced
@@ -518,6 +532,10 @@ class _Held:
                 detail={"announced": announced, "digest": str(digest)},
             ) from None
 
+    def _told(self, token: bytes) -> list[tuple[str, bytes]]:
+        """Return the `state` that knows of all bytes, to be put before they leave the session: see below."""
+        return [(self._session + "state", encode_json(self._state_now(token)))]
+
     async def _save_before_commit(self) -> None:
         """Let `state` know of all bytes before they leave the session: whoever finds them gone can tell why.
 
@@ -527,15 +545,16 @@ class _Held:
             await self._save()
 
     async def _save(self) -> None:
-        token = await self._upload.suspend()
-        state = msgspec.structs.replace(
-            self._state, offset=self.offset, hash=self._hasher.state() if self._hasher else None, token=token
-        )
+        state = self._state_now(await self._upload.suspend())
         try:
             version = await _save_state(self._driver, self._session, state, self._condition)
         except ConditionFailed:
             raise _busy(self._upload_id, await self._offset_now()) from None
         self.saved = (state, version)
+
+    def _state_now(self, token: bytes) -> _State:
+        hash_state = self._hasher.state() if self._hasher else None
+        return msgspec.structs.replace(self._state, offset=self.offset, hash=hash_state, token=token)
 
     async def _offset_now(self) -> int:
         """Return what another request has acknowledged meanwhile.
@@ -567,6 +586,15 @@ def _resumed(state: _State) -> Hasher | None:
 async def _save_state(driver: Driver, session: str, state: _State, condition: Condition | None) -> str | None:
     """Replace the `state` of `session`; it survives the process, not the power. Return its version, if that is known."""
     return await driver.write(session + "state", encode_json(state), condition=condition, durable=False)
+
+
+async def _remove_committed(driver: Driver, session: str) -> None:
+    """Remove what is left of a session whose bytes have become a blob, in any order: who finds `state` looks there."""
+    if driver.capabilities.remote:
+        # Nothing else is left of it.
+        await driver.delete(session + "state", durable=False)
+    else:
+        await driver.delete_below(session, durable=False)
 
 
 async def _commit_content(driver: Driver, session: str, digest: Digest) -> None:
@@ -645,33 +673,48 @@ def _compare(expected: Digest, found: Digest) -> None:
         )
 
 
-async def _in_pieces(body: Body, take: Callable[[bytes], Awaitable[None]]) -> None:
-    """Give the bytes of `body` to `take` in pieces of about `_PIECE` bytes.
+class _Gathering:
+    """Gathers the bytes of bodies into pieces, which are the larger the fewer bodies are received at once."""
 
-    Also the last ones of a client that left, or of a request that was cancelled: servers do that when a client leaves.
-    """
-    pending: list[bytes | bytearray] = []
-    size = 0
-    try:
-        async for chunk in body:
-            size += len(chunk)
-            if len(chunk) > _TINY:
-                pending.append(chunk)
-            elif pending and isinstance(pending[-1], bytearray):
-                pending[-1] += chunk
-            else:
-                pending.append(bytearray(chunk))
-            if size >= _PIECE:
-                piece = b"".join(pending)
-                pending, size = [], 0
-                await take(piece)
-    except (ClientLeft, trio.Cancelled):
+    def __init__(self, largest: int) -> None:
+        self._largest = largest
+        self._bodies = 0
+
+    async def in_pieces(self, body: Body, take: Callable[[bytes], Awaitable[None]]) -> None:
+        """Give the bytes of `body` to `take` in pieces of about equal size.
+
+        Also the last ones of a client that left, or of a request that was cancelled: servers do that when a client
+        leaves.
+        """
+        self._bodies += 1
+        try:
+            await self._in_pieces(body, take)
+        finally:
+            self._bodies -= 1
+
+    async def _in_pieces(self, body: Body, take: Callable[[bytes], Awaitable[None]]) -> None:
+        pending: list[bytes | bytearray] = []
+        size = 0
+        try:
+            async for chunk in body:
+                size += len(chunk)
+                if len(chunk) > _TINY:
+                    pending.append(chunk)
+                elif pending and isinstance(pending[-1], bytearray):
+                    pending[-1] += chunk
+                else:
+                    pending.append(bytearray(chunk))
+                if size >= _PIECE and size >= min(self._largest, _GATHERED // self._bodies):
+                    piece = b"".join(pending)
+                    pending, size = [], 0
+                    await take(piece)
+        except (ClientLeft, trio.Cancelled):
+            if size:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS):
+                    await take(b"".join(pending))
+            raise
         if size:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS):
-                await take(b"".join(pending))
-        raise
-    if size:
-        await take(b"".join(pending))
+            await take(b"".join(pending))
 
 
 def _busy(upload_id: str, offset: int) -> UploadOutOfOrder:

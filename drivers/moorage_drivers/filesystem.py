@@ -404,18 +404,20 @@ class FilesystemDriver(Driver):
 
     async def write_all(self, objects: Sequence[tuple[str, bytes]], *, durable: bool = True) -> None:
         """Put small objects one after the other, by one step in a thread."""
-        placed = [(key, self.path_of(key), data) for key, data in objects]
-        key = ""
+        await self.in_thread("write", objects[0][0] if objects else "", lambda: self.put_all(objects, durable=durable))
 
-        def each() -> None:
-            nonlocal key
-            for key, path, data in placed:
+    def put_all(self, objects: Sequence[tuple[str, bytes]], *, durable: bool) -> None:
+        """Put small objects one after the other. Runs in a thread.
+
+        Raises:
+            DriverError: one cannot be put, or is not allowed; those before it were.
+        """
+        for key, data in objects:
+            path = self.path_of(key)
+            try:
                 self._write(key, path, data, None, durable=durable)
-
-        try:
-            await trio.to_thread.run_sync(each, limiter=self._limiter)
-        except OSError as error:
-            self._fail(error, "write", key)
+            except OSError as error:
+                self._fail(error, "write", key)
 
     async def _write_stream(
         self, key: str, path: str, chunks: AsyncIterable[bytes], condition: Condition | None, *, durable: bool
@@ -562,15 +564,15 @@ class FilesystemDriver(Driver):
 
     async def delete_below(self, prefix: str, *, durable: bool = True) -> None:
         """Remove every key below `prefix`."""
+        await self.in_thread("delete", prefix, lambda: self.remove_below(prefix, durable=durable))
+
+    def remove_below(self, prefix: str, *, durable: bool) -> None:
+        """Remove every key below `prefix`. Runs in a thread."""
         folder = self.path_of(prefix.rstrip("/"))
-
-        def remove() -> None:
-            remove_tree(folder)
-            left = self._prune(os.path.dirname(folder))
-            if durable:
-                sync_directory(left)
-
-        await self.in_thread("delete", prefix, remove)
+        remove_tree(folder)
+        left = self._prune(os.path.dirname(folder))
+        if durable:
+            sync_directory(left)
 
     def _prune(self, directory: str) -> str:
         """Remove `directory` and those above it while they are empty; return the first that is not."""
@@ -744,6 +746,32 @@ class _FileUpload(Upload):
             self._driver.place(self._descriptor, self._path, destination, path, condition, durable=True)
 
         await self._driver.in_thread("upload", destination, place)
+
+    async def commit_between(
+        self,
+        driver: Driver,
+        destination: str,
+        *,
+        before: Callable[[bytes], Sequence[tuple[str, bytes]]] | None = None,
+        after: Sequence[tuple[str, bytes]] = (),
+        drop: str = "",
+    ) -> None:
+        if driver is not self._driver:
+            await super().commit_between(driver, destination, before=before, after=after, drop=drop)
+            return
+        path = self._driver.path_of(destination)
+        first: Sequence[tuple[str, bytes]] = () if before is None else before(self._key.encode())
+
+        def step() -> None:
+            self._append(self._waiting)
+            self._waiting = b""
+            self._driver.put_all(first, durable=False)
+            self._driver.place(self._descriptor, self._path, destination, path, None, durable=True)
+            self._driver.put_all(after, durable=True)
+            if drop:
+                self._driver.remove_below(drop, durable=False)
+
+        await self._driver.in_thread("upload", destination, step)
 
     async def abort(self) -> None:
         def remove() -> None:

@@ -671,8 +671,10 @@ async def after_each_power_cut(
     prepare: Callable[[Registry], Awaitable[str]],
     request: Callable[[Registry, str], Awaitable[object]],
     check: Callable[[Registry, Driver, str], Awaitable[None]],
+    *,
+    least: int = 3,
 ) -> None:
-    """For every step of `request`, let the power go before it; then `check` with a registry that knows of nothing."""
+    """For every step of `request`, of which there are `least` or more, let the power go before it; then `check` with a registry that knows of nothing."""
     for steps in range(100):
         async with store.open() as driver:
             name = await prepare(Registry(driver))
@@ -686,7 +688,7 @@ async def after_each_power_cut(
             await check(Registry(driver), driver, name)
             await driver.delete_below("docker/")
         if not cut.happened:
-            assert steps > 2
+            assert steps >= least
             return
     raise AssertionError("it never ends")
 
@@ -790,7 +792,8 @@ async def test_a_push_in_one_request_that_is_cut_off_may_be_repeated(store: Stor
         await registry.uploads.expire(older_than=time.time() + 3600, dry_run=False)
         assert await sessions(driver) == []
 
-    await after_each_power_cut(store, prepare, request, check)
+    # The blob, and its link: where nothing lies in a session, nothing is removed.
+    await after_each_power_cut(store, prepare, request, check, least=2)
 
 
 async def test_an_opened_session_that_was_cut_off_is_unknown_and_expires(store: Store) -> None:

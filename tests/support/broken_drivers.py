@@ -4,7 +4,7 @@ Each is a `DriverFactory` under its own name, so that another process can open i
 """
 
 import sys
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import ClassVar
 
@@ -28,6 +28,7 @@ from moorage import (
     StoreUnavailable,
     Unchanged,
     Upload,
+    UploadLayer,
 )
 from moorage_drivers.filesystem import FilesystemDriver
 
@@ -582,6 +583,28 @@ class _PutsSeveralAtOnce(MemoryDriver):
             await self.write(key, data, durable=durable)
 
 
+class _CommitsAlone(FilesystemDriver):
+    """Leaves out what belongs around a commit."""
+
+    @asynccontextmanager
+    async def open_upload(self, key: str, destination: str | None = None) -> AsyncGenerator[Upload]:
+        async with super().open_upload(key, destination) as upload:
+            yield _Alone(upload)
+
+
+class _Alone(UploadLayer):
+    async def commit_between(
+        self,
+        driver: Driver,
+        destination: str,
+        *,
+        before: Callable[[bytes], Sequence[tuple[str, bytes]]] | None = None,
+        after: Sequence[tuple[str, bytes]] = (),
+        drop: str = "",
+    ) -> None:
+        await self.commit(destination)
+
+
 class _FindsAll(MemoryDriver):
     async def are_there(self, keys: Sequence[str]) -> Sequence[bool]:
         await trio.lowlevel.checkpoint()
@@ -602,6 +625,7 @@ CLAIMS_NOTHING = in_memory(_ClaimsNothing)
 COPIES_ARE_LINKS = in_memory(_CopiesAreLinks)
 DELETES_BESIDE_THE_PREFIX = in_memory(_DeletesBesideThePrefix)
 DELETES_NEIGHBOURS = in_memory(_DeletesNeighbours)
+COMMITS_ALONE = on_files(_CommitsAlone)
 FINDS_ALL = in_memory(_FindsAll)
 FOLDS_CASE = in_memory(_FoldsCase)
 GIVES_RELATIVE_URLS = in_memory(_GivesRelativeUrls)

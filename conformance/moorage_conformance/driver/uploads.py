@@ -37,6 +37,35 @@ async def an_upload_is_seen_when_it_is_committed(store: Store) -> None:
 
 
 @case()
+async def a_commit_stands_between_what_belongs_around_it(store: Store) -> None:
+    """`commit_between` puts what goes before, commits, puts what goes after, and removes; and not without the bytes."""
+    driver = store.driver
+    told: list[bytes] = []
+
+    def before(token: bytes) -> list[tuple[str, bytes]]:
+        told.append(token)
+        return [("uploads/1/state", b"whole"), ("kept/state", b"whole")]
+
+    async with driver.open_upload("uploads/1/data", "blobs/a") as upload:
+        await upload.write(b"bytes")
+        token = await upload.suspend()
+        await upload.write(b" and more")
+        after = [("links/a", b"a"), ("links/b", b"b")]
+        await upload.commit_between(driver, "blobs/a", before=before, after=after, drop="uploads/1/")
+    true(len(told) == 1 and told[0], "what goes before the commit is not asked for once, with a token")
+    for key, data in (("blobs/a", b"bytes and more"), ("kept/state", b"whole"), *after):
+        equal(await content(driver, key), data, f"what lies at {key!r}")
+    equal(await exists(driver, "uploads/1/state"), False, "whether what was to be removed is there")
+    with refuses(UploadGone, what="resuming what was committed"):
+        async with driver.resume_upload(token, 5):
+            pass
+    async with driver.open_upload("uploads/2/data", "blobs/b") as upload:
+        await upload.write(b"alone")
+        await upload.commit_between(driver, "blobs/b")
+    equal(await content(driver, "blobs/b"), b"alone", "what was committed with nothing around it")
+
+
+@case()
 async def an_upload_goes_on_elsewhere(store: Store) -> None:
     """An upload is suspended and resumed again and again, each time by another opening of the store."""
     async with store.open() as first, first.open_upload("uploads/1/data") as upload:
