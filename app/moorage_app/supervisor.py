@@ -83,7 +83,7 @@ def bind(address: str, *, unix: bool) -> list[socket.socket]:
         ConfigurationError: the address cannot be used.
     """
     try:
-        if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1":
+        if _is_activated():
             address = f"descriptor {_SYSTEMD_FIRST} of LISTEN_FDS"
             listener = socket.socket(fileno=_SYSTEMD_FIRST)
             listener.listen(BACKLOG)
@@ -124,6 +124,45 @@ def _quick(listener: socket.socket) -> socket.socket:
     # A peer that vanished without a word is found out some day.
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     return listener
+
+
+def _reserved(listener: socket.socket) -> socket.socket:
+    """Return a socket that keeps the address of `listener`, which it closes, and does not listen.
+
+    Raises:
+        OSError: somebody else took it in between.
+    """
+    only_ipv6 = listener.family is socket.AF_INET6 and listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    family, name = listener.family, listener.getsockname()
+    listener.close()
+    return _bound_again(family, name, only_ipv6=bool(only_ipv6))
+
+
+def _bound_again(family: int, name: tuple[object, ...], *, only_ipv6: bool) -> socket.socket:
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_ipv6)
+        bound.bind(name)
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def _listening_beside(reserved: socket.socket) -> socket.socket:
+    """Return another socket that listens on the address that `reserved` keeps, with connections of its own."""
+    only_ipv6 = reserved.family is socket.AF_INET6 and reserved.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    listener = _quick(_bound_again(reserved.family, reserved.getsockname(), only_ipv6=bool(only_ipv6)))
+    listener.listen(BACKLOG)
+    return listener
+
+
+def _is_activated() -> bool:
+    """Return whether systemd listens for this process, and gives it the socket."""
+    return os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1"
 
 
 def _bind_unix(address: str) -> socket.socket:
@@ -178,8 +217,15 @@ class Supervisor:
     """Keeps a number of workers running."""
 
     def __init__(self, listeners: list[socket.socket], work: Work, *, workers: int, drain_seconds: float) -> None:
-        """Run `workers` processes that do `work` on `listeners`; give them `drain_seconds` to end."""
-        self._listeners = listeners
+        """Run `workers` processes that do `work` on `listeners`; give them `drain_seconds` to end.
+
+        Several workers on a network address get a listener each, among which Linux spreads connections evenly: of one
+        that all wait at, whoever wakes first takes most. A dead worker's share goes to the others at once.
+        """
+        of_network = all(each.family is not socket.AF_UNIX for each in listeners)
+        spread = workers > 1 and sys.platform == "linux" and of_network and not _is_activated()
+        self._reserved = [_reserved(each) for each in listeners] if spread else []
+        self._listeners = self._reserved or listeners
         self._work = work
         self._count = workers
         self._drain_seconds = drain_seconds
@@ -221,16 +267,20 @@ class Supervisor:
         sys.stdout.flush()
         sys.stderr.flush()
         supervisor = os.getpid()
+        own = [_listening_beside(each) for each in self._reserved]
         pid = os.fork()
         if pid == 0:
             os.close(reading)
             for worker in self._workers.values():
                 worker.close()
-            os._exit(self._child(supervisor, writing))
+            os._exit(self._child(supervisor, own or self._listeners, writing))
         os.close(writing)
+        # Only the worker has it, so with the worker it goes.
+        for listener in own:
+            listener.close()
         self._workers[pid] = _Worker(pid, reading)
 
-    def _child(self, supervisor: int, pipe: int) -> int:
+    def _child(self, supervisor: int, listeners: list[socket.socket], pipe: int) -> int:
         """Do a worker's work in the forked process; return its exit code."""
         try:
             # A worker whose supervisor died must not serve on alone, unseen.
@@ -246,7 +296,7 @@ class Supervisor:
                 os.write(pipe, _READY)
 
             # The worker's to close: when it drains, nobody may listen any more.
-            self._work([listener.detach() for listener in self._listeners], ready)
+            self._work([listener.detach() for listener in listeners], ready)
         except ConfigurationError as error:
             os.write(pipe, str(error).encode()[:_REASON_LIMIT])
             return EXIT_CONFIGURATION

@@ -484,3 +484,62 @@ def test_a_worker_that_keeps_dying_is_replaced_ever_later(monkeypatch: pytest.Mo
     assert waits == sorted(waits)
     # One that lived for long died of something else.
     assert buried(3600) == pytest.approx(0.1)
+
+
+# ---- how connections are shared
+
+ANSWERING = """
+import socket
+
+def answering(descriptors, ready):
+    (listener,) = [socket.socket(fileno=each) for each in descriptors]
+    (folder / f"port.{listener.getsockname()[1]}").touch()
+    ready()
+    note("ready")
+    while True:
+        connection, _ = listener.accept()
+        with connection:
+            connection.sendall(str(os.getpid()).encode())
+"""
+
+
+def port_of(running: Family) -> int:
+    (port,) = running.noted("port")
+    return port
+
+
+def answered_by(port: int, count: int) -> list[int]:
+    found: list[int] = []
+    for _ in range(count):
+        with socket.create_connection(("127.0.0.1", port), timeout=END_SECONDS) as client:
+            found.append(int(client.recv(100)))
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="not tested: only Linux spreads connections over listeners")
+def test_connections_are_spread_evenly_over_the_workers(tmp_path: Path) -> None:
+    with family(tmp_path, f"{ANSWERING}\nrun(answering, workers=4)") as running:
+        workers = running.wait_for(4)
+        found = answered_by(port_of(running), 400)
+        shares = [found.count(worker) for worker in workers]
+        # Each gets 100; chance keeps all shares within these bounds but for once in millions of runs.
+        assert all(50 < share < 150 for share in shares), shares
+        assert running.end() == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="not tested: only Linux spreads connections over listeners")
+def test_the_share_of_a_dead_worker_goes_to_the_others_at_once(tmp_path: Path) -> None:
+    with family(tmp_path, f"supervisor._BACKOFF_FIRST = 600.0\n{ANSWERING}\nrun(answering, workers=3)") as running:
+        gone, *stay = running.wait_for(3)
+        os.kill(gone, signal.SIGKILL)
+        wait_for(lambda: not is_alive(gone), "the end of the worker")
+        assert set(answered_by(port_of(running), 100)) == set(stay)
+        assert running.end() == 0
+
+
+def test_an_address_that_workers_listen_on_is_not_had_by_another_registry(tmp_path: Path) -> None:
+    with family(tmp_path, f"{ANSWERING}\nrun(answering, workers=2)") as running:
+        running.wait_for(2)
+        with pytest.raises(ConfigurationError, match="in use"):
+            bind(f"127.0.0.1:{port_of(running)}", unix=False)
+        assert running.end() == 0
