@@ -9,10 +9,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
 
 from . import _layout as layout
+from ._concurrency import map_bounded
 from ._digests import Digest
 from ._driver import Driver
 from ._errors import DigestInvalid, NameInvalid
 from ._names import RepositoryName
+
+_LOOKS_AT_ONCE = 16
 
 
 async def names_below(
@@ -92,21 +95,24 @@ async def _walk(
 ) -> AsyncGenerator[str]:
     names = [parent + child for child in directories if child[0] != "_"]
     places = [*names, *(name + "/" for name in names)]
-    # What is in a directory is looked for once, for both of its places.
+    wanted = sorted(each for each in places if each > after or (each[-1] == "/" and after.startswith(each)))
+    # What is in a directory is looked for once, for both of its places; in several at once, but few before any is given.
     inside: dict[str, Sequence[str]] = {}
-    for place in sorted(each for each in places if each > after or (each[-1] == "/" and after.startswith(each))):
-        name = place.rstrip("/")
-        found = inside.pop(name, None)
-        if found is None:
-            found = await children(driver, f"{layout.REPOSITORIES}{name}/")
-        if place != name:
-            async with aclosing(_walk(driver, place, found, part=part, after=after)) as below:
+    at, ahead = 0, 1
+    while at < len(wanted):
+        some = wanted[at : at + ahead]
+        unknown = [name for name in dict.fromkeys(place.rstrip("/") for place in some) if name not in inside]
+        found = await map_bounded(lambda name: children(driver, f"{layout.REPOSITORIES}{name}/"), unknown, limit=ahead)
+        inside.update(zip(unknown, found, strict=True))
+        for place in some:
+            if place[-1] != "/":
+                if part in inside[place]:
+                    yield place
+                continue
+            async with aclosing(_walk(driver, place, inside.pop(place[:-1]), part=part, after=after)) as below:
                 async for each in below:
                     yield each
-        else:
-            inside[name] = found
-            if part in found:
-                yield place
+        at, ahead = at + ahead, min(2 * ahead, _LOOKS_AT_ONCE)
 
 
 async def list_revisions(driver: Driver, repository: RepositoryName) -> AsyncGenerator[Digest]:
