@@ -453,7 +453,10 @@ class MountBlob(_RepositoryOperation[BlobPushed | UploadOpened], frozen=True, kw
     def only_from(self, may_pull: Callable[[RepositoryName], bool]) -> Self:
         """Return the same mount, from repositories only that `may_pull` allows too."""
         others = self.may_pull
-        both = may_pull if others is None else lambda name: others(name) and may_pull(name)
+
+        def both(name: RepositoryName) -> bool:
+            return (others is None or others(name)) and may_pull(name)
+
         return msgspec.structs.replace(self, may_pull=both)
 
     @property

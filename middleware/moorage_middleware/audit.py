@@ -154,7 +154,8 @@ class Audited:
     async def __call__(self, operation: Operation[R], /) -> R:
         """Answer `operation` as it would be answered without this."""
         trail = operation.trail or Trail()
-        if operation.access or isinstance(operation, Ping | IssueToken):
+        asked: object = operation  # to look into; the type of `operation` itself says what it is answered with
+        if operation.access or isinstance(asked, Ping | IssueToken):
             operation = msgspec.structs.replace(operation, trail=trail)
         try:
             reply = await self._inner(operation)
@@ -211,11 +212,16 @@ def _record(
     record |= {"rule": trail.rule, "outcome": _outcome(error)}
     if isinstance(error, RegistryError):
         record |= {"status": error.status, "code": error.code}
-    if isinstance(error, Refused) and isinstance(error.detail, Mapping):
-        # As the rules on pushes say which of them it was.
-        detail = cast("Mapping[str, object]", error.detail)  # JSON
-        record["refused_by"] = str(detail.get("rule", ""))
+    if isinstance(error, Refused) and (rule := _refusing_rule(error.detail)):
+        record["refused_by"] = rule
     return record
+
+
+def _refusing_rule(detail: object) -> str:
+    """Return the name of the rule on pushes that refused one, as these say it; empty if it does not."""
+    if not isinstance(detail, Mapping):
+        return ""
+    return str(cast("Mapping[str, object]", detail).get("rule", ""))  # JSON
 
 
 def _outcome(error: BaseException | None) -> Outcome:
