@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from typing import cast
 
 import msgspec
 import pytest
@@ -128,29 +129,36 @@ TAGS: Mapping[str, Callable[[str], bool]] = {
 CONFIGURED_GROUPS: Mapping[str, Sequence[str]] = {"staff": ["ann", "carl"]}
 
 
-def rule_allows(access: Mapping[str, object], who: Who, need: Need, tag: str | None) -> bool:
+Written = Mapping[str, object]
+"""A rule, or the whole section, as a configuration has it."""
+
+
+def listed(rule: Written, key: str) -> list[str]:
+    return cast("list[str]", rule.get(key, []))
+
+
+def rule_allows(access: Written, who: Who, need: Need, tag: str | None) -> bool:
     name, action = need
     user, own = who
     groups = {*own, *(group for group, members in CONFIGURED_GROUPS.items() if user in members)}
-    for each in access["rules"]:  # type: ignore[attr-defined]
-        rule: dict[str, list[str]] = each
-        allows = each.get("effect", "allow") == "allow"
-        people = rule.get("users", [])
+    for rule in cast("list[Written]", access["rules"]):
+        allows = rule.get("effect", "allow") == "allow"
+        people = listed(rule, "users")
         for_user = user != "" and (user in people or "*" in people)
-        for_nobody = each.get("anonymous", False) and (allows or user == "")
-        if not (for_user or for_nobody or groups & set(rule.get("groups", []))):
+        for_nobody = rule.get("anonymous", False) and (allows or user == "")
+        if not (for_user or for_nobody or groups & set(listed(rule, "groups"))):
             continue
-        actions = set(rule["actions"])
+        actions = set(listed(rule, "actions"))
         if "*" in actions:
             actions |= {"pull", "push", "delete", "catalog"}
         if allows and "push" in actions:
             actions.add("pull")
         if action not in actions:
             continue
-        patterns = rule.get("repositories")
+        patterns = listed(rule, "repositories")
         if patterns and (name == "" or not any(PATTERNS[pattern](name, user) for pattern in patterns)):
             continue
-        wanted = rule.get("tags")
+        wanted = listed(rule, "tags")
         if wanted and action == "push":
             if tag is None and not allows:
                 continue
@@ -250,29 +258,46 @@ def requests(name: str, other: str) -> list[Request]:
     return found
 
 
-RULE = st.fixed_dictionaries(
-    {"actions": st.lists(st.sampled_from(["pull", "push", "delete", "*"]), min_size=1, max_size=3)},
-    optional={
-        "repositories": st.lists(st.sampled_from(sorted(PATTERNS)), min_size=1, max_size=2),
-        "effect": st.sampled_from(["allow", "deny"]),
-        "groups": st.lists(st.sampled_from(["staff", "ci"]), min_size=1, max_size=2),
-        "anonymous": st.booleans(),
-        "users": st.lists(st.sampled_from(["*", "ann", "bob", "Ann", "*"]), min_size=1, max_size=2),
-    },
-).filter(lambda rule: "users" in rule or "groups" in rule or rule.get("anonymous", False))
-TAG_RULE = st.builds(
-    lambda rule, tags: {**rule, "actions": ["push"], "tags": tags},
-    RULE,
-    st.lists(st.sampled_from(sorted(TAGS)), min_size=1, max_size=2),
+def some(*values: str, most: int = 2) -> st.SearchStrategy[list[str]]:
+    return st.lists(st.sampled_from(values), min_size=1, max_size=most)
+
+
+def is_for_somebody(rule: Written) -> bool:
+    return "users" in rule or "groups" in rule or bool(rule.get("anonymous"))
+
+
+def for_tags(rule: Written, tags: list[str]) -> Written:
+    return {**rule, "actions": ["push"], "tags": tags}
+
+
+def for_catalog(rule: Written) -> Written:
+    return {**{key: value for key, value in rule.items() if key != "repositories"}, "actions": ["catalog"]}
+
+
+FIELDS: Mapping[str, st.SearchStrategy[object]] = {
+    "repositories": some(*PATTERNS),
+    "effect": st.sampled_from(["allow", "deny"]),
+    "groups": some("staff", "ci"),
+    "anonymous": st.booleans(),
+    "users": some("*", "ann", "bob", "Ann"),
+}
+RULE: st.SearchStrategy[Written] = st.fixed_dictionaries(
+    {"actions": some("pull", "push", "delete", "*", most=3)}, optional=FIELDS
+).filter(is_for_somebody)
+RULES: st.SearchStrategy[list[Written]] = st.lists(
+    st.one_of(RULE, st.builds(for_tags, RULE, some(*TAGS)), st.builds(for_catalog, RULE)), max_size=6
 )
-CATALOG_RULE = st.builds(
-    lambda rule: {key: value for key, value in {**rule, "actions": ["catalog"]}.items() if key != "repositories"}, RULE
-)
-ACCESS = st.fixed_dictionaries({
-    "default": st.sampled_from(["deny", "deny", "allow"]),
-    "rules": st.lists(st.one_of(RULE, RULE, TAG_RULE, CATALOG_RULE), max_size=6),
-    "groups": st.just({group: list(members) for group, members in CONFIGURED_GROUPS.items()}),
-})
+
+
+def section(default: str, rules: list[Written]) -> Written:
+    return {
+        "default": default,
+        "rules": rules,
+        "groups": {name: list(each) for name, each in CONFIGURED_GROUPS.items()},
+    }
+
+
+ACCESS: st.SearchStrategy[Written] = st.builds(section, st.sampled_from(["deny", "deny", "allow"]), RULES)
 WHO: st.SearchStrategy[Who] = st.tuples(
     st.sampled_from(["", "ann", "bob", "carl", "Ann", "a/b", "**", "ann/x", "*"]),
     st.sampled_from([(), ("ci",), ("interns", "staff")]),
