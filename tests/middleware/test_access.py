@@ -178,7 +178,8 @@ def expected(
 ) -> int:
     """Return 401 or 403, or 200 for whatever is answered by who may."""
     for need in needs:
-        for tag in (tags or [None]) if need[1] == "push" else [None]:
+        pushed: Sequence[str | None] = tags if need[1] == "push" and tags else [None]
+        for tag in pushed:
             if not rule_allows(access, who, need, tag):
                 return 403 if who[0] else 401
     needed = [*needs]
