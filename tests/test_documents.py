@@ -311,8 +311,8 @@ def test_every_yaml_in_the_readme_is_a_configuration() -> None:
 
 
 def _rule_examples() -> list[str]:
-    text = (TOP / "docs/rules.md").read_text(encoding="utf-8")
-    return re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    texts = [(TOP / page).read_text(encoding="utf-8") for page in ("docs/rules.md", "docs/access.md")]
+    return re.findall(r"```yaml\n(.*?)```", "".join(texts), re.DOTALL)
 
 
 def test_there_are_examples_of_rules() -> None:

@@ -10,7 +10,7 @@ A reply that carries bytes is not open yet, so nothing leaks where it is dropped
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, Self, TypeVar
 
 import msgspec
 
@@ -442,11 +442,22 @@ class PushBlob(_PushOperation[BlobPushed], frozen=True, kw_only=True):
 class MountBlob(_RepositoryOperation[BlobPushed | UploadOpened], frozen=True, kw_only=True):
     """Take a blob over from another repository, or from any where `source` is None (end-11).
 
-    Where that cannot be, an upload session is opened instead.
+    Where that cannot be, an upload session is opened instead. Where `source` is None, `may_pull` says from which
+    repositories it may be taken; None means from every one.
     """
 
     digest: Digest
     source: RepositoryName | None = None
+    may_pull: Callable[[RepositoryName], bool] | None = None
+
+    def only_from(self, may_pull: Callable[[RepositoryName], bool]) -> Self:
+        """Return the same mount, from repositories only that `may_pull` allows too."""
+        others = self.may_pull
+
+        def both(name: RepositoryName) -> bool:
+            return (others is None or others(name)) and may_pull(name)
+
+        return msgspec.structs.replace(self, may_pull=both)
 
     @property
     def access(self) -> tuple[Access, ...]:

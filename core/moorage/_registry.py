@@ -89,6 +89,10 @@ BLOB_MEDIA_TYPE = "application/octet-stream"
 _CACHE_BYTES = 32 << 20
 _LOOKS_AT_ONCE = 16
 
+_SEARCHED_REPOSITORIES = 1000
+_SEARCH_SECONDS = 1.0
+"""How far is looked for somebody who has a blob, before it is uploaded instead."""
+
 
 class _ManifestCache:
     """Parsed manifests by digest, bounded by their bytes; the least recently used goes first."""
@@ -431,13 +435,31 @@ class Registry:
         digest = operation.digest
         if operation.source is not None:
             target = await read_link(self._driver, layout.layer_link(operation.source, digest))
-        else:
-            # Without access rules a caller may read every repository, so that somebody has it is enough. A blob whose
-            # last link is gone is only waiting to be collected; it is no harm to take it up again.
+        elif operation.may_pull is None:
+            # A caller who may read every repository needs no more than that somebody has it. A blob whose last link is
+            # gone is only waiting to be collected; it is no harm to take it up again.
             target = digest
+        else:
+            target = await self._linked_somewhere(digest, operation.may_pull)
         if target is None or not await exists(self._driver, layout.blob(target)):
             return None
         return target
+
+    async def _linked_somewhere(self, digest: Digest, may_pull: Callable[[RepositoryName], bool]) -> Digest | None:
+        """Return what a link of `digest` holds in a repository that `may_pull` allows; None if none is found soon.
+
+        Whether the store has the blob at all is not looked at first: the time that takes would tell what others have.
+        """
+        looked = 0
+        with trio.move_on_after(_SEARCH_SECONDS):
+            async with aclosing(repositories(self._driver, part="_layers")) as names:
+                async for name in names:
+                    looked += 1
+                    if looked > _SEARCHED_REPOSITORIES:
+                        break
+                    if may_pull(name) and (target := await read_link(self._driver, layout.layer_link(name, digest))):
+                        return target
+        return None
 
     async def stat_upload(self, operation: StatUpload) -> UploadProgress:
         """Return where an upload session stands."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 import trio
 
@@ -190,6 +191,18 @@ async def test_rights_are_asked_about_without_doing_anything() -> None:
     with pytest.raises(Unauthorized):
         await handler(CheckAccess(needed=(Access(REPOSITORY, "push"),), origin=shown("bearer", "a/b")))
     assert inner.asked == []
+
+
+async def test_a_mount_without_a_source_keeps_to_what_a_token_covers() -> None:
+    inner = Inner()
+    names = [RepositoryName(name) for name in ("a/b", "c", "d")]
+    grants = (Grant("a/b", frozenset({"pull", "push"})), Grant("c", frozenset({"pull"})))
+    mount = MountBlob(repository=REPOSITORY, digest=Digest.of(b""), caller=Caller(name="ann", grants=grants))
+    await Granted(inner)(mount)
+    await Granted(inner)(mount.only_from(lambda name: name != "c"))
+    await Granted(inner)(msgspec.structs.replace(mount, caller=Caller(name="ann")))
+    seen = [each.may_pull for each in inner.asked if isinstance(each, MountBlob)]
+    assert [may and [name for name in names if may(name)] for may in seen] == [["a/b", "c"], ["a/b"], None]
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ from moorage import (
     Unchanged,
     Unsupported,
     UploadOpened,
+    _registry,
 )
 from stores import Kind, Log, PowerCut, Store, WatchedDriver, new_store
 
@@ -872,6 +873,29 @@ async def test_a_blob_is_mounted_from_anywhere_where_no_source_is_named(registry
     answer = await registry(MountBlob(repository=REPOSITORY, digest=digest))
     assert isinstance(answer, BlobPushed)
     assert await pull_blob(registry, digest) == b"blob"
+
+
+async def test_a_blob_is_mounted_only_from_where_the_caller_may_pull(registry: Registry, driver: Driver) -> None:
+    digest = await push_blob(registry, b"blob", OTHER)
+    mount = MountBlob(repository=REPOSITORY, digest=digest)
+    assert isinstance(await registry(mount.only_from(lambda name: name != OTHER)), UploadOpened)
+    assert await registry(mount.only_from(lambda name: name == OTHER)) == BlobPushed(
+        repository=REPOSITORY, digest=digest
+    )
+    assert await pull_blob(registry, digest) == b"blob"
+    await driver.delete(blob_key(digest))
+    assert isinstance(await registry(mount.only_from(lambda name: True)), UploadOpened)
+
+
+async def test_a_mount_looks_through_so_many_repositories(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_registry, "_SEARCHED_REPOSITORIES", 3)
+    for number in range(4):
+        await push_blob(registry, b"other", RepositoryName(f"a{number}"))
+    digest = await push_blob(registry, b"blob", RepositoryName("a3"))
+    mount = MountBlob(repository=REPOSITORY, digest=digest).only_from(lambda name: True)
+    assert isinstance(await registry(mount), UploadOpened)
+    monkeypatch.setattr(_registry, "_SEARCHED_REPOSITORIES", 4)
+    assert isinstance(await registry(mount), BlobPushed)
 
 
 async def test_what_cannot_be_mounted_is_uploaded(registry: Registry, driver: Driver) -> None:
