@@ -13,7 +13,6 @@ bcrypt knows the first 72 bytes of a password. The rest is ignored here, as by G
 """
 
 import hashlib
-import hmac
 import logging
 import os
 import re
@@ -156,7 +155,7 @@ class Passwords:
 
     def _digest(self, *texts: str) -> bytes:
         """Return what stands for `texts` in memory, and is of no use to who reads it there."""
-        digest = hmac.new(self._secret, digestmod=hashlib.sha256)
+        digest = hashlib.blake2b(key=self._secret, digest_size=32)
         for text in texts:
             data = text.encode()
             digest.update(len(data).to_bytes(8, "big") + data)
