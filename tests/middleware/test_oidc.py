@@ -138,17 +138,17 @@ async def test_an_issuer_that_cannot_be_asked_is_told_and_forgiven(
         assert await known(bearer(token(server))) is not None
 
 
-@pytest.mark.parametrize(
-    ("issuers", "said"),
-    [
-        ([], "issuers"),
-        ([{"issuer": "http://issuer.example", "audience": ["a"]}], "issuer"),
-        ([{"issuer": "https://issuer.example", "audience": []}], "audience"),
-        ([{"issuer": "https://issuer.example"}], "audience"),
-        ([{"issuer": "https://issuer.example", "audience": ["a"], "claims": {"a": "[b]"}}], "claims"),
-        ([{"issuer": "https://issuer.example", "audience": ["a"]}] * 2, "twice"),
-    ],
-)
+BAD_ISSUERS: list[tuple[list[dict[str, object]], str]] = [
+    ([], "issuers"),
+    ([{"issuer": "http://issuer.example", "audience": ["a"]}], "issuer"),
+    ([{"issuer": "https://issuer.example", "audience": []}], "audience"),
+    ([{"issuer": "https://issuer.example"}], "audience"),
+    ([{"issuer": "https://issuer.example", "audience": ["a"], "claims": {"a": "[b]"}}], "claims"),
+    ([{"issuer": "https://issuer.example", "audience": ["a"]}] * 2, "twice"),
+]
+
+
+@pytest.mark.parametrize(("issuers", "said"), BAD_ISSUERS)
 async def test_wrong_settings_are_told_by_name(issuers: list[dict[str, object]], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
         async with opened_authenticator("oidc", {"issuers": issuers}):
