@@ -42,13 +42,14 @@ from moorage import (
     RepositoryName,
     Tag,
     configuration_schema,
+    offered_sections,
     open_registry,
 )
 from moorage_app import hooks as app_hooks
 from moorage_app.asgi import Application
 from moorage_app.worker import application_settings, plugin_routes
 from moorage_conformance.plugin_kit import Subject, assert_plugin
-from opening import loaded
+from opening import installed, loaded
 
 TOP = Path(__file__).parent.parent
 PLUGINS = (TOP / "plugins.md").read_text(encoding="utf-8")
@@ -322,6 +323,25 @@ def test_there_are_examples_of_rules() -> None:
 @pytest.mark.parametrize("at", range(len(_rule_examples())))
 def test_every_example_of_a_rule_is_a_configuration_that_is_in_effect(at: int) -> None:
     assert loaded(_rule_examples()[at]).warnings == ()
+
+
+AUTHENTICATION = (TOP / "docs/authentication.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", AUTHENTICATION, re.DOTALL))
+def test_every_example_of_authentication_is_a_configuration_that_is_in_effect(text: str) -> None:
+    assert loaded(text).warnings == ()
+
+
+def test_every_option_of_an_authenticator_is_in_its_table() -> None:
+    offered = offered_sections(installed())
+    names = [name.removeprefix("auth.") for name in offered if name.startswith("auth.")]
+    assert sorted(names) == sorted(re.findall(r"^\| \[`(\w+)`\]", AUTHENTICATION, re.MULTILINE))
+    for name in names:
+        (section,) = re.findall(rf"^## {name}\n(.*?)(?=^## |\Z)", AUTHENTICATION, re.DOTALL | re.MULTILINE)
+        written = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) or re.findall(r"\w+", section.partition("}")[0])
+        if name != "anonymous":
+            assert sorted(written) == sorted(offered[f"auth.{name}"].__struct_encode_fields__), name
 
 
 def _error_classes(base: type[RegistryError]) -> list[type[RegistryError]]:

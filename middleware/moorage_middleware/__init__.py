@@ -1,6 +1,6 @@
-"""Middleware that comes with Moorage.
+"""Middleware and authenticators that come with Moorage.
 
-This module is the plugin; the code of a middleware is imported when a configuration uses it. Rules are plugins of their
+This module is the plugin; the code of either is imported when a configuration uses it. Rules are plugins of their
 own, a module each.
 """
 
@@ -45,3 +45,11 @@ def register_middleware() -> Mapping[str, object]:
         "read_only": MiddlewareFactory(Maintenance, _open_read_only, section="storage.maintenance.readonly"),
         "deletes": MiddlewareFactory(Deletes, _open_deletes, section="storage.delete", always=True),
     }
+
+
+@hookimpl
+def register_authenticators() -> Mapping[str, object]:
+    """Offer the authenticators of this package."""
+    from ._authenticators import AUTHENTICATORS
+
+    return AUTHENTICATORS

@@ -156,7 +156,19 @@ BAD_FILES = {
     "unknown plugin": GOOD + "plugins: {nonesuch: {}}\n",
     "unknown storage middleware": GOOD + "middleware: {storage: [{name: nonesuch}]}\n",
     "certificate": GOOD + "http: {tls: {certificate: a.pem, key: a.key}}\n",
-    "authentication": GOOD + "auth: {htpasswd: {realm: x, path: /etc/htpasswd}}\n",
+    "authentication that nobody offers": GOOD + "auth: {ldap: {realm: x}}\n",
+    "passwords without a file": GOOD + "auth: {htpasswd: {realm: x}}\n",
+    "a realm that breaks the header": GOOD + "auth: {htpasswd: {realm: 'a\"b', path: x}}\n",
+    "groups of another type": GOOD + "auth: {htpasswd: {realm: x, path: x, groups: [a]}}\n",
+    "tokens without keys": GOOD + "auth: {token: {realm: x, service: x, issuer: x}}\n",
+    "keys in clear text": GOOD + "auth: {token: {realm: x, service: x, issuer: x, jwksurl: 'http://x.test/'}}\n",
+    "an unknown algorithm": GOOD
+    + "auth: {token: {realm: x, service: x, issuer: x, jwks: x, signingalgorithms: [none]}}\n",
+    "silly without a service": GOOD + "auth: {silly: {realm: x}}\n",
+    "options of nobody": GOOD + "auth: {anonymous: {realm: x}}\n",
+    "an unknown part of a certificate": GOOD + "auth: {mtls: {identity: [ip]}}\n",
+    "ID tokens of nobody": GOOD + "auth: {oidc: {issuers: []}}\n",
+    "ID tokens for anybody": GOOD + "auth: {oidc: {issuers: [{issuer: 'https://x.test'}]}}\n",
     "mirror": GOOD + "proxy: {remoteurl: 'https://registry-1.docker.io'}\n",
     "bomb": "a: &a [x, x]\nb: &b [*a, *a, *a, *a, *a, *a, *a, *a]\nc: [" + "*b, " * 100 + "]\n",
     "python": "version: !!python/object/apply:os.system ['touch pwned']\nstorage: {inmemory: }\n",
@@ -171,6 +183,25 @@ def test_a_wrong_configuration_is_told_alike_by_check_and_serve(kind: str, file:
     served = refused(run("serve", file, "--workers", "1"))
     assert served == checked
     assert sorted(path.name for path in file.parent.iterdir()) == [file.name]
+
+
+@pytest.mark.parametrize(
+    ("auth", "setting"),
+    [
+        ("{htpasswd: {realm: x, path: FOLDER}}", "auth.htpasswd.path"),
+        ("{htpasswd: {realm: x, path: FOLDER/users}}", "auth.htpasswd.path"),
+        ("{token: {realm: x, service: x, issuer: x, jwks: FOLDER/nowhere}}", "auth.token.jwks"),
+        ("{token: {realm: x, service: x, issuer: x, jwks: FOLDER/users}}", "auth.token.jwks"),
+        ("{token: {realm: x, service: x, issuer: x, rootcertbundle: FOLDER/users}}", "auth.token.rootcertbundle"),
+    ],
+)
+def test_a_file_of_users_or_keys_that_cannot_be_used_is_told(auth: str, setting: str, tmp_path: Path) -> None:
+    (tmp_path / "users").write_text(f"ann {CANARY}\n")
+    file = tmp_path / "config.yml"
+    file.write_text(GOOD + f"auth: {auth.replace('FOLDER', str(tmp_path))}\n")
+    said = refused(run("serve", file, "--addr", "127.0.0.1:0", "--workers", "1", "--log-level", "error"))
+    assert f"{setting}: " in said
+    assert CANARY not in said
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:

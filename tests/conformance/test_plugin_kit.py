@@ -27,6 +27,7 @@ from moorage_conformance.plugin_kit import (
 )
 from moorage_conformance.plugin_kit.samples import operations, reply_to
 from moorage_conformance.report import Outcome, Report
+from signing import key_set, new_key, public_jwk
 
 OURS = sorted(
     point.name for point in entry_points(group="moorage.plugins") if point.dist and point.dist.name == "moorage"
@@ -102,7 +103,20 @@ def checked(subject: Subject, *only: str, patience: float = 10) -> Report:
 
 
 def ours(name: str, folder: Path) -> Subject:
-    options = {"drivers": {"filesystem": {"rootdirectory": f"{folder}/{{fresh}}"}}}
+    users, keys = folder / "htpasswd", folder / "jwks.json"
+    users.write_text("ann:$2b$04$b2ZpQIrem6bGU73564mkROmzi5rW7gGj.bDJ0dmtjxoL4czNPacWO\n", encoding="utf-8")
+    keys.write_text(key_set(public_jwk(new_key("ES256"), "one")), encoding="utf-8")
+    options: dict[str, dict[str, dict[str, object]]] = {
+        "drivers": {"filesystem": {"rootdirectory": f"{folder}/{{fresh}}"}},
+        # Without `silly`, which by its nature lets in who shows anything; what else is asked of it is asked below.
+        "middleware": {
+            "anonymous": {},
+            "htpasswd": {"realm": "r", "path": str(users)},
+            "mtls": {},
+            "oidc": {"issuers": [{"issuer": "http://127.0.0.1:9", "audience": ["a"]}]},
+            "token": {"realm": "r", "service": "s", "issuer": "i", "jwks": str(keys), "autoredirect": True},
+        },
+    }
     return Subject(name, options.get(name, {}))
 
 
@@ -114,6 +128,16 @@ def test_our_plugins_keep_the_contract(name: str, tmp_path: Path) -> None:
     else:
         report = assert_plugin(ours(name, tmp_path))
     assert report.conforms()
+
+
+def test_silly_keeps_the_contract_but_for_letting_everybody_in() -> None:
+    subject = Subject("middleware", {"silly": {"realm": "r", "service": "s"}})
+    letting_in = {"wrong_credentials_are_refused", "it_can_be_cancelled_at_every_await"}
+    wanted = [case.name for case in CASES if case.group == "authenticators" and case.name not in letting_in]
+    report = checked(subject, *wanted)
+    passed = {result.name for result in report.of(Outcome.PASSED) if result.group == "authenticators silly"}
+    assert passed == set(wanted)
+    assert {result.name for result in checked(subject, *letting_in).of(Outcome.FAILED)} == letting_in
 
 
 @pytest.mark.parametrize("name", SOUND)
