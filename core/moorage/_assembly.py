@@ -1,8 +1,8 @@
 """Joining configuration, plugins, driver, registry and middleware into one handler: the only place where that is done.
 
-From the client inwards: observers, gates, authentication, access rules, what credentials are good for, what the operator
-turned off, the middleware of `plugins:` in the order of the configuration, the registry, and below it storage middleware
-around the driver.
+From the client inwards: observers, gates, authentication, what depends on the caller, access rules, what credentials are
+good for, what the operator turned off, the middleware of `plugins:` in the order of the configuration, the registry, and
+below it storage middleware around the driver.
 """
 
 import logging
@@ -395,9 +395,10 @@ async def _wrap(
         return inner
 
     handler = await around(handler, "inside")
-    secured = configuration.auth.types or any(factory.place == "access" for _, factory in configured)
+    secured = configuration.auth.types or any(factory.place in {"caller", "access"} for _, factory in configured)
     if secured:
         handler = await around(Granted(handler), "access")
+        handler = await around(handler, "caller")
         authenticators: list[Authenticator] = []
         for name in configuration.auth.types:
             offered = plugins.authenticators()[name]

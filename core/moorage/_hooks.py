@@ -76,15 +76,16 @@ class MiddlewareFactory(msgspec.Struct, Generic[OptionsT], frozen=True):
     It is opened when the configuration has `section` (a dotted path), or, without one, `plugins: {<name>: {...}}`;
     with `always`, even when it has not, and then with the defaults of `options`.
 
-    `place` says where it lies: `gate` before anybody is known, for what must not cost an authentication; `access`
-    right after that, where is decided who may do what; `inside` for all others, which see only what is allowed.
+    `place` says where it lies: `gate` before anybody is known, for what must not cost an authentication; `caller` right
+    after that, for what depends on who asks and asks itself what they may (`CheckAccess`); `access` where is decided who
+    may do what; `inside` for all others, which see only what is allowed.
     """
 
     options: type[OptionsT]
     open: Callable[[OptionsT, Handler], AbstractAsyncContextManager[Handler]]
     section: str | None = None
     always: bool = False
-    place: Literal["gate", "access", "inside"] = "inside"
+    place: Literal["gate", "caller", "access", "inside"] = "inside"
 
 
 class Rule(msgspec.Struct, Generic[OptionsT], frozen=True):

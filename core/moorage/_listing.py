@@ -122,6 +122,19 @@ async def list_revisions(driver: Driver, repository: RepositoryName) -> AsyncGen
             return
 
 
+async def count_children(driver: Driver, prefix: str, *, limit: int) -> int:
+    """Return how many directories lie right below `prefix`, or `limit` if there are as many or more."""
+    count = 0
+    position = ""
+    while count < limit:
+        listing = await driver.list(prefix, after=position, delimiter="/", limit=min(limit - count, 1000))
+        count += sum(entry.key.endswith("/") for entry in listing.entries)
+        if not listing.more or not listing.entries:
+            break
+        position = listing.entries[-1].key
+    return count
+
+
 async def children(driver: Driver, prefix: str) -> Sequence[str]:
     """Return the names of all directories right below `prefix`, in the store's order."""
     found: list[str] = []
