@@ -112,7 +112,7 @@ from ._hooks import (
 from ._judging import Judging, RuleEntry, Verdict, objection
 from ._layer import DriverLayer, UploadLayer
 from ._lease import hold_by_lease
-from ._listing import list_revisions
+from ._listing import list_blobs, list_revisions
 from ._manifests import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -358,6 +358,7 @@ __all__ = [
     "hold_by_lease",
     "hookimpl",
     "hookspec",
+    "list_blobs",
     "list_revisions",
     "load_configuration",
     "map_bounded",

@@ -79,6 +79,9 @@ class MiddlewareFactory(msgspec.Struct, Generic[OptionsT], frozen=True):
     `place` says where it lies: `gate` before anybody is known, for what must not cost an authentication; `caller` right
     after that, for what depends on who asks and asks itself what they may (`CheckAccess`); `access` where is decided who
     may do what; `inside` for all others, which see only what is allowed.
+
+    `open_with_store` is used instead of `open` where there is a store: for what must be kept where all processes see it,
+    below keys that begin with `plugins/<name>/`.
     """
 
     options: type[OptionsT]
@@ -86,6 +89,7 @@ class MiddlewareFactory(msgspec.Struct, Generic[OptionsT], frozen=True):
     section: str | None = None
     always: bool = False
     place: Literal["gate", "caller", "access", "inside"] = "inside"
+    open_with_store: Callable[[OptionsT, Handler, Driver], AbstractAsyncContextManager[Handler]] | None = None
 
 
 class Rule(msgspec.Struct, Generic[OptionsT], frozen=True):
