@@ -191,13 +191,16 @@ class TokenServer:
             Unauthorized: a refresh token asks for something else than a token, or a token asks for one.
             ParameterInvalid: what is asked for is no service or scope.
         """
-        asked: Operation[object] = operation
-        match asked:
+        # Each is answered by a reply of its own kind.
+        return cast("R", await self._answered(operation))
+
+    async def _answered(self, operation: Operation[object]) -> object:
+        match operation:
             case IssueToken():
-                return cast("R", await self._issued(asked))
+                return await self._issued(operation)
             case PublishKeys():
                 keys = sorted(self._keys.keys.values(), key=lambda key: key.signs_from)
-                return cast("R", PublishedKeys(encode_json({"keys": [key.public() for key in keys]})))
+                return PublishedKeys(encode_json({"keys": [key.public() for key in keys]}))
             case _:
                 shown = operation.origin.credentials
                 if shown is not None and shown.scheme == "refresh_token":

@@ -305,16 +305,19 @@ class Sizes:
             BlobTooLarge, ManifestTooLarge: it is larger than allowed.
             TooManyRequests: too many uploads are open in this repository.
         """
+        # Each is answered by a reply of its own kind.
+        return cast("R", await self._answered(operation))
+
+    async def _answered(self, operation: Operation[object]) -> object:
         options = self._options
-        asked: Operation[object] = operation
-        match asked:
+        match operation:
             case PushManifest() if options.max_manifest_size is not None:
-                if len(asked.data) > options.max_manifest_size:
+                if len(operation.data) > options.max_manifest_size:
                     raise ManifestTooLarge(f"a manifest has at most {options.max_manifest_size} bytes here")
             case OpenUpload() | MountBlob() if options.max_open_uploads:
-                await self._count(asked, options.max_open_uploads)
+                await self._count(operation, options.max_open_uploads)
             case PushBlob() | AppendUpload() | CommitUpload() if options.max_blob_size is not None:
-                return cast("R", await self._bounded(asked, options.max_blob_size))
+                return await self._bounded(operation, options.max_blob_size)
             case _:
                 pass
         return await self._inner(operation)

@@ -31,7 +31,6 @@ from moorage import (
     ConditionFailed,
     ConfigurationError,
     DeleteBlob,
-    Deleted,
     DeleteManifest,
     DeleteTag,
     Denied,
@@ -231,22 +230,25 @@ class WithinQuota:
         Raises:
             Denied: there is no room for it.
         """
-        asked: Operation[object] = operation
-        match asked:
-            case PushBlob() | CommitUpload() | MountBlob() if counters := self._of(asked.repository):
-                return cast("R", await self._take_in(asked, counters))
-            case PushManifest() if counters := self._of(asked.repository):
-                return cast("R", await self._tag(asked, counters))
-            case DeleteBlob() if counters := self._of(asked.repository):
-                size = await self._size(asked.repository, asked.digest) or 0
+        # Each is answered by a reply of its own kind.
+        return cast("R", await self._answered(operation))
+
+    async def _answered(self, operation: Operation[object]) -> object:
+        match operation:
+            case PushBlob() | CommitUpload() | MountBlob() if counters := self._of(operation.repository):
+                return await self._take_in(operation, counters)
+            case PushManifest() if counters := self._of(operation.repository):
+                return await self._tag(operation, counters)
+            case DeleteBlob() if counters := self._of(operation.repository):
+                size = await self._size(operation.repository, operation.digest) or 0
                 deleted = await self._inner(operation)
                 await self._give_back(counters, Used(bytes=-size))
                 return deleted
-            case DeleteTag() | DeleteManifest() if counters := self._of(asked.repository):
-                gone: Deleted = await self._inner(asked)
-                tags = len(gone.tags) if isinstance(asked, DeleteManifest) else 1
+            case DeleteTag() | DeleteManifest() if counters := self._of(operation.repository):
+                deleted = await self._inner(operation)
+                tags = len(deleted.tags) if isinstance(operation, DeleteManifest) else 1
                 await self._give_back(counters, Used(tags=-tags))
-                return cast("R", gone)
+                return deleted
             case _:
                 return await self._inner(operation)
 
