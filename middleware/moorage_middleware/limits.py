@@ -50,6 +50,7 @@ _OPEN_UPLOADS_RETRY = 60.0
 _IPV6_HOST_BITS = 64
 
 _SENDING = frozenset({PushBlob, AppendUpload, CommitUpload})
+_SIZED = _SENDING | {PushManifest, OpenUpload, MountBlob}
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -305,6 +306,8 @@ class Sizes:
             BlobTooLarge, ManifestTooLarge: it is larger than allowed.
             TooManyRequests: too many uploads are open in this repository.
         """
+        if type(operation) not in _SIZED:
+            return await self._inner(operation)
         # Each is answered by a reply of its own kind.
         return cast("R", await self._answered(operation))
 
