@@ -26,7 +26,7 @@ from ._operations import Access, Caller, Handler, Operation, Origin, PushManifes
 PROJECT = "moorage"
 ENTRY_POINT_GROUP = "moorage.plugins"
 
-HOOK_API = (1, 2)
+HOOK_API = (1, 3)
 """The version of the hooks. The first number grows when a plugin has to change, the second when there is more to use."""
 
 hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker(PROJECT)
