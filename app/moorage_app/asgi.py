@@ -46,7 +46,19 @@ from .hooks import Route
 from .http1 import WATCHED
 from .proxies import Forwarded, TrustedProxies
 from .replies import HeaderList, Response, respond, respond_error
-from .routes import Headers, Limits, PathUnknown, Request, entity_tags, manifest_push_target, operation_of
+from .routes import (
+    FORM_LIMIT,
+    TOKEN_PATH,
+    Headers,
+    Limits,
+    PathUnknown,
+    Request,
+    TokenRequestInvalid,
+    entity_tags,
+    manifest_push_target,
+    operation_of,
+    token_by_form,
+)
 
 _log = logging.getLogger("moorage.app")
 _access_log = logging.getLogger("moorage.access")
@@ -72,6 +84,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         limits: of lists.
         trusted_proxies: networks whose `Forwarded` and `X-Forwarded-…` are believed.
         access_log: whether each request is logged.
+        token_server: whether tokens of this registry can be asked for.
     """
 
     prefix: str = ""
@@ -81,6 +94,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     limits: Limits = Limits()
     trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
     access_log: bool = True
+    token_server: bool = False
 
 
 class RequestBody:
@@ -141,21 +155,23 @@ class RequestBody:
             self._end()
         return message.get("body", b"")
 
-    async def read(self, limit: int) -> bytes:
-        """Return the whole body.
+    async def read(
+        self, limit: int, *, what: str = "a manifest", error: type[RegistryError] = ManifestTooLarge
+    ) -> bytes:
+        """Return the whole body, which is `what`.
 
         Raises:
-            ManifestTooLarge: it has more than `limit` bytes.
+            RegistryError: it has more than `limit` bytes, as an `error`.
             ClientLeft: the client went away.
         """
         if self.length is not None and self.length > limit:
-            raise ManifestTooLarge(f"a manifest has at most {limit} bytes, this one is announced with {self.length}")
+            raise error(f"{what} has at most {limit} bytes, this one is announced with {self.length}")
         # One buffer: many tiny chunks would each cost more than they hold.
         data = bytearray()
         while not self.finished:
             data += await self.next()
             if len(data) > limit:
-                raise ManifestTooLarge(f"a manifest has at most {limit} bytes")
+                raise error(f"{what} has at most {limit} bytes")
         return bytes(data)
 
     async def drop(self) -> None:
@@ -267,7 +283,7 @@ class Application:
             if self._draining:
                 raise Unavailable("the registry is shutting down", retry_after=1)
             _check_length(headers)
-            operation = operation_of(request, self._settings.limits)
+            operation = operation_of(request, self._settings.limits, token_server=self._settings.token_server)
             response: Response | None = None
             async with _watched(scope, body):
                 response = await self._reply(request, operation, body, prefix, outcome)
@@ -285,7 +301,10 @@ class Application:
         prefix: str,
         outcome: "_Outcome",
     ) -> Response:
-        """Return the response to `operation`, or to the push of a manifest that the request is."""
+        """Return the response to `operation`, or to the form or push of a manifest that the request is."""
+        if operation is None and request.path == TOKEN_PATH:
+            form = await body.read(FORM_LIMIT, what="a form", error=TokenRequestInvalid)
+            operation = token_by_form(request, form)
         operation = operation or await _manifest_push(request, body)
         outcome.operation = operation
         return respond(request, operation, await self._handler(operation), prefix)

@@ -4,6 +4,7 @@ Answers for the headers of the OCI distribution spec and of distribution (`Docke
 of RFC 9110, and `Link` of RFC 8288.
 """
 
+import datetime as dt
 import logging
 import math
 import re
@@ -19,6 +20,7 @@ from moorage import (
     Deleted,
     Digest,
     InternalError,
+    IssuedToken,
     ListReferrers,
     ListRepositories,
     ListTags,
@@ -28,6 +30,7 @@ from moorage import (
     Operation,
     Pong,
     PreconditionFailed,
+    PublishedKeys,
     PullManifest,
     PushManifest,
     RangeInvalid,
@@ -46,7 +49,7 @@ from moorage import (
     encode_json,
 )
 
-from .routes import MethodNotAllowed, Request, accepts, entity_tags
+from .routes import TOKEN_PATH, MethodNotAllowed, PathUnknown, Request, TokenRequestInvalid, accepts, entity_tags
 
 _log = logging.getLogger("moorage.replies")
 
@@ -54,6 +57,8 @@ HeaderList = list[tuple[bytes, bytes]]
 
 _RANGE = re.compile(r"bytes=\s*(\d{0,100})-(\d{0,100})\s*", re.ASCII | re.IGNORECASE)
 _BLOB_CACHE = (b"cache-control", b"max-age=31536000")
+_NO_STORE = (b"cache-control", b"no-store")
+_KEYS_CACHE = (b"cache-control", b"max-age=300")
 _WARNINGS_LIMIT = 4096
 _WARNING_LIMIT = 1024
 
@@ -117,6 +122,10 @@ def respond(request: Request, operation: Operation[object], reply: object, prefi
             return _referrer_list(operation, reply, prefix)
         case Pong():
             return _json(b"{}", [])
+        case IssuedToken():
+            return _issued_token(request, reply)
+        case PublishedKeys():
+            return _json(reply.data, [_KEYS_CACHE], b"application/jwk-set+json")
         case _:
             raise InternalError(f"there is no response to a {type(reply).__name__}")
 
@@ -140,19 +149,50 @@ def respond_error(request: Request | None, error: RegistryError, prefix: str) ->
             headers.append((b"docker-upload-uuid", error.upload_id.encode()))
         case _:
             pass
-    body = _errors(error)
+    by_form = request is not None and request.path == TOKEN_PATH and request.method == "POST"
+    body = _errors(error, in_oauth2=by_form and not isinstance(error, PathUnknown))
     headers += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     return Response(status=error.status, headers=headers, body=body)
 
 
-def _errors(error: RegistryError) -> bytes:
-    """Return the body of an answer to `error`; without details where a plugin put into them what JSON cannot hold."""
+def _errors(error: RegistryError, *, in_oauth2: bool = False) -> bytes:
+    """Return the body of an answer to `error`; without details where a plugin put into them what JSON cannot hold.
+
+    Who asks for a token by a form may read what went wrong as OAuth2 says it; Docker's clients read the other form there too.
+    """
+    more = {"error": _problem(error), "error_description": error.message} if in_oauth2 else {}
     try:
-        return encode_json({"errors": error.entries()})
+        return encode_json({"errors": error.entries(), **more})
     except Exception as fault:  # noqa: BLE001 - strange keys, cycles, lone surrogates, what a plugin's objects raise
         _log.error("the details of a %s cannot be told: %s", type(error).__name__, type(fault).__name__)
         message = error.message.encode(errors="replace").decode()
         return encode_json({"errors": [{"code": error.code, "message": message}]})
+
+
+def _problem(error: RegistryError) -> str:
+    """Return what went wrong in the words of RFC 6749, 5.2."""
+    match error:
+        case TokenRequestInvalid():
+            return error.problem
+        case Unauthorized():
+            return "invalid_grant"
+        case _ if error.status < 500:
+            return "invalid_request"
+        case _:
+            return "temporarily_unavailable"
+
+
+def _issued_token(request: Request, reply: IssuedToken) -> Response:
+    """Return a token in the form in which it was asked for."""
+    told: dict[str, object] = {"access_token": reply.token, "expires_in": reply.expires_in}
+    told["issued_at"] = dt.datetime.fromtimestamp(reply.issued_at, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    if request.method == "POST":
+        told |= {"token_type": "Bearer", "scope": " ".join(reply.scopes)}
+    else:
+        told["token"] = reply.token
+    if reply.refresh_token is not None:
+        told["refresh_token"] = reply.refresh_token
+    return _json(encode_json(told), [_NO_STORE])
 
 
 def _empty(status: int, headers: HeaderList) -> Response:

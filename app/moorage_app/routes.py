@@ -1,9 +1,10 @@
 """The table of endpoints: a request line becomes an operation. Pure; nothing here waits for anything.
 
-Answers for the endpoints of the OCI distribution spec (end-1 to end-14) and distribution's `_catalog`. Paths are taken
-raw: in names nothing may be percent-encoded, so that no two paths mean one repository.
+Answers for the endpoints of the OCI distribution spec (end-1 to end-14), distribution's `_catalog`, and both forms of its
+token protocol. Paths are taken raw: in names nothing may be percent-encoded, so that no two paths mean one repository.
 """
 
+import base64
 import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -17,11 +18,13 @@ from moorage import (
     Body,
     CancelUpload,
     CommitUpload,
+    Credentials,
     DeleteBlob,
     DeleteManifest,
     DeleteTag,
     Digest,
     DigestInvalid,
+    IssueToken,
     ListReferrers,
     ListRepositories,
     ListTags,
@@ -33,6 +36,7 @@ from moorage import (
     Origin,
     ParameterInvalid,
     Ping,
+    PublishKeys,
     PullBlob,
     PullManifest,
     PushBlob,
@@ -54,6 +58,13 @@ _QUERY_FIELDS = 1000
 
 _READ = ("GET", "HEAD")
 
+TOKEN_PATH = "/auth/token"  # noqa: S105 - a path
+FORM_LIMIT = 64 << 10
+"""More bytes than any form has by which a token is asked for."""
+_FORM_FIELDS = 100
+_FORM_TYPE = "application/x-www-form-urlencoded"
+_KEYS_PATHS = frozenset({"/auth/jwks", "/.well-known/jwks.json"})
+
 _REMEMBERED = 4096
 _REMEMBERED_LENGTH = 512
 
@@ -74,6 +85,15 @@ class MethodNotAllowed(Unsupported):
         """Make an error for `method`."""
         super().__init__(f"{method[:20]} is not for this path; it takes {', '.join(allow)}")
         self.allow = allow
+
+
+class TokenRequestInvalid(ParameterInvalid):
+    """The form by which a token is asked for makes no sense; `problem` says so in the words of RFC 6749, 5.2."""
+
+    def __init__(self, message: str, *, problem: str = "invalid_request") -> None:
+        """Make an error that says `message`."""
+        super().__init__(message)
+        self.problem = problem
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -145,8 +165,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
         return values[0] if values else None
 
 
-def operation_of(request: Request, limits: Limits) -> Operation[object] | None:
-    """Return what `request` asks for; None for a push of a manifest, whose body must be read first.
+def operation_of(request: Request, limits: Limits, *, token_server: bool = False) -> Operation[object] | None:
+    """Return what `request` asks for; None for a push of a manifest or a form, whose body must be read first.
+
+    `token_server` says whether there is somebody to ask for tokens.
 
     Raises:
         PathUnknown, MethodNotAllowed: no endpoint is there, or not for this method.
@@ -156,6 +178,12 @@ def operation_of(request: Request, limits: Limits) -> Operation[object] | None:
     if path in {"/v2/", "/v2"}:
         _only(request, *_READ)
         return Ping(origin=request.origin)
+    if token_server and path == TOKEN_PATH:
+        _only(request, "GET", "POST")
+        return _token_by_query(request) if request.method == "GET" else None
+    if token_server and path in _KEYS_PATHS:
+        _only(request, *_READ)
+        return PublishKeys(origin=request.origin)
     if not path.startswith("/v2/"):
         raise PathUnknown("no endpoint has this path")
     rest = path[4:]
@@ -361,6 +389,60 @@ def _referrers(request: Request, name: RepositoryName, subject: str, limits: Lim
         artifact_type=request.parameter("artifactType"),
         after=request.parameter("last") or "",
         limit=_number(request, maximum=limits.referrers, default=limits.referrers),
+    )
+
+
+def _token_by_query(request: Request) -> IssueToken:
+    parameters = request.parameters()
+    return IssueToken(
+        origin=request.origin,
+        service=request.parameter("service") or "",
+        scopes=_scopes(parameters.get("scope", [])),
+        offline=request.parameter("offline_token") == "true",
+        client_id=request.parameter("client_id") or "",
+    )
+
+
+def _scopes(values: list[str]) -> tuple[str, ...]:
+    return tuple(scope for value in values for scope in value.split())
+
+
+def token_by_form(request: Request, data: bytes) -> IssueToken:
+    """Return which token a form asks for (the OAuth2 form of distribution's protocol); what it shows are credentials.
+
+    Raises:
+        TokenRequestInvalid: it makes no sense.
+    """
+    if (request.headers.joined(b"content-type") or "").partition(";")[0].strip().lower() != _FORM_TYPE:
+        raise TokenRequestInvalid(f"a token is asked for by a form ({_FORM_TYPE})")
+    try:
+        fields = parse_qs(data.decode(), keep_blank_values=True, max_num_fields=_FORM_FIELDS, errors="strict")
+    except ValueError:
+        raise TokenRequestInvalid("the form cannot be understood") from None
+
+    def only(name: str, *, needed: bool = False) -> str:
+        values = fields.get(name, [])
+        if len(values) > 1 or (needed and not values):
+            raise TokenRequestInvalid(f"the form says {name} {'twice' if values else 'nowhere'}")
+        return values[0] if values else ""
+
+    match only("grant_type", needed=True):
+        case "password":
+            name, password = only("username", needed=True), only("password", needed=True)
+            if ":" in name:
+                raise TokenRequestInvalid("a username has no colon")
+            shown = Credentials("basic", base64.b64encode(f"{name}:{password}".encode()).decode())
+        case "refresh_token":
+            shown = Credentials("refresh_token", only("refresh_token", needed=True))
+        case _:
+            problem = "unsupported_grant_type"
+            raise TokenRequestInvalid("grant_type is password or refresh_token", problem=problem)
+    return IssueToken(
+        origin=msgspec.structs.replace(request.origin, credentials=shown),
+        service=only("service"),
+        scopes=_scopes(fields.get("scope", [])),
+        offline=only("access_type") == "offline",
+        client_id=only("client_id"),
     )
 
 

@@ -40,6 +40,7 @@ def application_settings(configuration: Configuration) -> Settings:
         limits=Limits(tags=configuration.tags.max_tags, repositories=configuration.catalog.max_entries),
         trusted_proxies=http.trusted_networks,
         access_log=not configuration.log.access_log.disabled,
+        token_server="issuer" in configuration.auth.types,
     )
 
 

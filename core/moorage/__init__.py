@@ -113,7 +113,7 @@ from ._hooks import (
 from ._judging import Judging, RuleEntry, Verdict, objection
 from ._layer import DriverLayer, UploadLayer
 from ._lease import hold_by_lease
-from ._listing import list_revisions
+from ._listing import list_blobs, list_revisions
 from ._manifests import (
     DOCKER_LIST,
     DOCKER_MANIFEST,
@@ -145,6 +145,7 @@ from ._operations import (
     CancelUpload,
     CheckAccess,
     CommitUpload,
+    CountUploads,
     Credentials,
     DeleteBlob,
     Deleted,
@@ -179,6 +180,7 @@ from ._operations import (
     TagList,
     Trail,
     UploadCancelled,
+    UploadCount,
     UploadOpened,
     UploadProgress,
 )
@@ -224,6 +226,7 @@ __all__ = [
     "ConditionFailed",
     "Configuration",
     "ConfigurationError",
+    "CountUploads",
     "Credentials",
     "DeleteBlob",
     "DeleteManifest",
@@ -338,6 +341,7 @@ __all__ = [
     "Upload",
     "UploadBusy",
     "UploadCancelled",
+    "UploadCount",
     "UploadGone",
     "UploadInvalid",
     "UploadLayer",
@@ -356,6 +360,7 @@ __all__ = [
     "hold_by_lease",
     "hookimpl",
     "hookspec",
+    "list_blobs",
     "list_revisions",
     "load_configuration",
     "map_bounded",

@@ -1,8 +1,8 @@
 """Joining configuration, plugins, driver, registry and middleware into one handler: the only place where that is done.
 
-From the client inwards: observers, gates, authentication, access rules, what credentials are good for, what the operator
-turned off, the middleware of `plugins:` in the order of the configuration, the registry, and below it storage middleware
-around the driver.
+From the client inwards: observers, gates, authentication, what depends on the caller, access rules, what credentials are
+good for, what the operator turned off, the middleware of `plugins:` in the order of the configuration, the registry, and
+below it storage middleware around the driver.
 """
 
 import logging
@@ -256,7 +256,7 @@ async def open_registry(configuration: Configuration, plugins: PluginManager) ->
         driver = await _open_driver(configuration, plugins, stack, serving=True)
         await _open_rules(configuration, plugins, stack)
         registry = Registry(driver, plugins, tag_reads_at_once=configuration.storage.tag_concurrency or 16)
-        handler = await _wrap(registry, configuration, plugins, stack)
+        handler = await _wrap(registry, driver, configuration, plugins, stack)
         purging = configuration.storage.upload_purging
         if purging.enabled and not configuration.storage.read_only:
             nursery = await stack.enter_async_context(trio.open_nursery())
@@ -379,7 +379,7 @@ def _options(configuration: Configuration, name: str, rule: Rule[msgspec.Struct]
 
 
 async def _wrap(
-    handler: Handler, configuration: Configuration, plugins: PluginManager, stack: AsyncExitStack
+    handler: Handler, driver: Driver, configuration: Configuration, plugins: PluginManager, stack: AsyncExitStack
 ) -> Handler:
     configured = _configured(configuration, plugins.middleware())
 
@@ -391,13 +391,16 @@ async def _wrap(
         for name, factory in [*reversed(named), *sections]:
             options = configuration.decode(_section(name, factory), factory.options)
             with _opening(configuration, plugins, "register_middleware", name, _section(name, factory)):
-                inner = await stack.enter_async_context(factory.open(options, inner))
+                with_store = factory.open_with_store
+                opening = factory.open(options, inner) if with_store is None else with_store(options, inner, driver)
+                inner = await stack.enter_async_context(opening)
         return inner
 
     handler = await around(handler, "inside")
-    secured = configuration.auth.types or any(factory.place == "access" for _, factory in configured)
+    secured = configuration.auth.types or any(factory.place in {"caller", "access"} for _, factory in configured)
     if secured:
         handler = await around(Granted(handler), "access")
+        handler = await around(handler, "caller")
         authenticators: list[Authenticator] = []
         for name in configuration.auth.types:
             offered = plugins.authenticators()[name]

@@ -26,7 +26,7 @@ from ._operations import Access, Caller, Handler, Operation, Origin, PushManifes
 PROJECT = "moorage"
 ENTRY_POINT_GROUP = "moorage.plugins"
 
-HOOK_API = (1, 2)
+HOOK_API = (1, 3)
 """The version of the hooks. The first number grows when a plugin has to change, the second when there is more to use."""
 
 hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker(PROJECT)
@@ -76,15 +76,20 @@ class MiddlewareFactory(msgspec.Struct, Generic[OptionsT], frozen=True):
     It is opened when the configuration has `section` (a dotted path), or, without one, `plugins: {<name>: {...}}`;
     with `always`, even when it has not, and then with the defaults of `options`.
 
-    `place` says where it lies: `gate` before anybody is known, for what must not cost an authentication; `access`
-    right after that, where is decided who may do what; `inside` for all others, which see only what is allowed.
+    `place` says where it lies: `gate` before anybody is known, for what must not cost an authentication; `caller` right
+    after that, for what depends on who asks and asks itself what they may (`CheckAccess`); `access` where is decided who
+    may do what; `inside` for all others, which see only what is allowed.
+
+    `open_with_store` is used instead of `open` where there is a store: for what must be kept where all processes see it,
+    below keys that begin with `plugins/<name>/`.
     """
 
     options: type[OptionsT]
     open: Callable[[OptionsT, Handler], AbstractAsyncContextManager[Handler]]
     section: str | None = None
     always: bool = False
-    place: Literal["gate", "access", "inside"] = "inside"
+    place: Literal["gate", "caller", "access", "inside"] = "inside"
+    open_with_store: Callable[[OptionsT, Handler, Driver], AbstractAsyncContextManager[Handler]] | None = None
 
 
 class Rule(msgspec.Struct, Generic[OptionsT], frozen=True):

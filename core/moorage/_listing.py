@@ -123,7 +123,13 @@ async def list_revisions(driver: Driver, repository: RepositoryName) -> AsyncGen
     Raises:
         DriverError: the store cannot be read.
     """
-    prefix = layout.revisions(repository)
+    async with aclosing(_links(driver, layout.revisions(repository))) as links:
+        async for digest in links:
+            yield digest
+
+
+async def _links(driver: Driver, prefix: str) -> AsyncGenerator[Digest]:
+    """Give the digests that links right below `prefix` are named by."""
     position = ""
     while True:
         listing = await driver.list(prefix, after=position)
@@ -137,6 +143,37 @@ async def list_revisions(driver: Driver, repository: RepositoryName) -> AsyncGen
                     yield Digest(f"{algorithm}:{encoded}")
         if not listing.more or not listing.entries:
             return
+
+
+async def list_blobs(
+    driver: Driver, wanted: Callable[[RepositoryName], bool]
+) -> AsyncGenerator[tuple[RepositoryName, Digest]]:
+    """Give every blob that a `wanted` repository has a link to, repository by repository.
+
+    What pushes and deletes do meanwhile may or may not be seen.
+
+    Raises:
+        DriverError: the store cannot be read.
+    """
+    async with aclosing(repositories(driver, part="_layers")) as names:
+        async for repository in names:
+            if wanted(repository):
+                async with aclosing(_links(driver, layout.layers(repository))) as links:
+                    async for digest in links:
+                        yield repository, digest
+
+
+async def count_children(driver: Driver, prefix: str, *, limit: int) -> int:
+    """Return how many directories lie right below `prefix`, or `limit` if there are as many or more."""
+    count = 0
+    position = ""
+    while count < limit:
+        listing = await driver.list(prefix, after=position, delimiter="/", limit=min(limit - count, 1000))
+        count += sum(entry.key.endswith("/") for entry in listing.entries)
+        if not listing.more or not listing.entries:
+            break
+        position = listing.entries[-1].key
+    return count
 
 
 async def children(driver: Driver, prefix: str) -> Sequence[str]:

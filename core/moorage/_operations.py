@@ -229,6 +229,12 @@ class UploadProgress(msgspec.Struct, frozen=True, kw_only=True):
     offset: int
 
 
+class UploadCount(msgspec.Struct, frozen=True):
+    """How many upload sessions are open in a repository, as far as was counted."""
+
+    count: int
+
+
 class UploadCancelled(msgspec.Struct, frozen=True):
     """The session and its bytes are gone."""
 
@@ -499,6 +505,12 @@ class CancelUpload(_PushOperation[UploadCancelled], frozen=True, kw_only=True):
     """Give an upload up (end-14)."""
 
     upload_id: str
+
+
+class CountUploads(_PushOperation[UploadCount], frozen=True, kw_only=True):
+    """How many uploads are open in a repository? Counted up to `limit`. For middleware; no route ever makes it."""
+
+    limit: int
 
 
 class ListTags(_PullOperation[TagList], frozen=True, kw_only=True):

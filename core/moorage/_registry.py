@@ -39,7 +39,7 @@ from ._errors import (
     Unsupported,
 )
 from ._links import exists, read_link, told
-from ._listing import is_below, repositories
+from ._listing import count_children, is_below, repositories
 from ._manifests import (
     MANIFEST_LIMIT,
     Descriptor,
@@ -53,6 +53,7 @@ from ._operations import (
     BlobPushed,
     CancelUpload,
     CommitUpload,
+    CountUploads,
     DeleteBlob,
     Deleted,
     DeleteManifest,
@@ -75,6 +76,7 @@ from ._operations import (
     StatUpload,
     TagList,
     UploadCancelled,
+    UploadCount,
     UploadOpened,
     UploadProgress,
 )
@@ -151,6 +153,7 @@ class Registry:
             AppendUpload: self.append_upload,
             CommitUpload: self.commit_upload,
             CancelUpload: self.cancel_upload,
+            CountUploads: self.count_uploads,
             ListTags: self.list_tags,
             ListReferrers: self._referrers.page,
             ListRepositories: self.list_repositories,
@@ -480,6 +483,11 @@ class Registry:
         """End an upload session."""
         await self._uploads.cancel(operation.repository, operation.upload_id)
         return UploadCancelled(operation.upload_id)
+
+    async def count_uploads(self, operation: CountUploads) -> UploadCount:
+        """Count the open upload sessions of a repository."""
+        prefix = layout.uploads(operation.repository)
+        return UploadCount(await count_children(self._driver, prefix, limit=operation.limit))
 
     # ---- lists
 

@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -792,3 +793,57 @@ async def test_a_driver_that_fails_to_open_is_named_whatever_it_raises(plugins: 
     with pytest.raises(ConfigurationError, match=r"storage\.odd: odd failed to open: ValueError: boom"):
         async with open_registry(configuration, plugins):
             pass
+
+
+class Places:
+    """A plugin whose middleware lies at each place, registered in an order that must not matter, and keeps a note in the store."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def _factory(self, place: Literal["gate", "caller", "access", "inside"]) -> MiddlewareFactory[NoOptions]:
+        @asynccontextmanager
+        async def open_it(options: NoOptions, inner: Handler) -> AsyncGenerator[Handler]:
+            del options
+            yield Mark(inner, place, self.seen)
+
+        return MiddlewareFactory(NoOptions, open_it, place=place)
+
+    @asynccontextmanager
+    async def _without(self, options: NoOptions, inner: Handler) -> AsyncGenerator[Handler]:
+        del options
+        yield Mark(inner, "what does not know that there is a store", self.seen)
+
+    @asynccontextmanager
+    async def _noting(self, options: NoOptions, inner: Handler, driver: Driver) -> AsyncGenerator[Handler]:
+        del options
+        await driver.write("plugins/noting/note", b"noted")
+        yield inner
+
+    @hookimpl
+    def register_middleware(self) -> Mapping[str, object]:
+        """Offer them."""
+        return {
+            "at_access": self._factory("access"),
+            "inside": self._factory("inside"),
+            "at_caller": self._factory("caller"),
+            "at_gate": self._factory("gate"),
+            "noting": MiddlewareFactory(NoOptions, self._without, open_with_store=self._noting),
+        }
+
+
+async def test_middleware_lies_at_its_place_and_may_have_the_store() -> None:
+    places = Places()
+    plugins = PluginManager()
+    for plugin in (moorage_drivers, moorage_middleware, places):
+        plugins.register(plugin, getattr(plugin, "__name__", "places"))
+    names = ["at_access", "inside", "at_caller", "at_gate", "noting"]
+    overrides: dict[str, object] = {"storage": {"inmemory": None}, "plugins": {name: {} for name in names}}
+    found = load_configuration(None, {}, overrides=overrides, claimed=claimed_sections(plugins))
+    async with open_registry(found.configuration, plugins) as opened:
+        await opened.handler(Ping())
+        assert await opened.driver.read("plugins/noting/note", limit=10) == b"noted"
+    assert places.seen == [
+        *("into gate", "into caller", "into access", "into inside"),
+        *("out of inside", "out of access", "out of caller", "out of gate"),
+    ]

@@ -20,7 +20,7 @@ from moorage import (
 )
 from moorage_app import hooks as app_hooks
 
-KNOWN_VERSION = (1, 2)
+KNOWN_VERSION = (1, 3)
 """For which the tables below hold. What takes something away from plugins needs a new first number, what gives them more a
 new second one."""
 
@@ -39,7 +39,7 @@ SIGNATURES = {
 FIELDS: dict[type[msgspec.Struct], tuple[str, ...]] = {
     AuthenticatorFactory: ("options", "open"),
     DriverFactory: ("options", "open", "shared", "open_to_look"),
-    MiddlewareFactory: ("options", "open", "section", "always", "place"),
+    MiddlewareFactory: ("options", "open", "section", "always", "place", "open_with_store"),
     Rule: ("options", "open", "section", "always", "when_disabled"),
     StorageMiddlewareFactory: ("options", "open", "section", "beside", "for_serving"),
 }

@@ -21,6 +21,7 @@ from moorage import (
     CancelUpload,
     CheckAccess,
     CommitUpload,
+    CountUploads,
     DeleteBlob,
     Deleted,
     DeleteManifest,
@@ -57,6 +58,7 @@ from moorage import (
     Tag,
     TagList,
     UploadCancelled,
+    UploadCount,
     UploadOpened,
     UploadProgress,
     parse_pushed,
@@ -130,6 +132,7 @@ _OPERATIONS: tuple[Callable[[RepositoryName], Operation[object]], ...] = (
     lambda name: AppendUpload(origin=ORIGIN, repository=name, upload_id=UPLOAD, body=body()),
     lambda name: CommitUpload(origin=ORIGIN, repository=name, upload_id=UPLOAD, digest=Digest.of(LAYER), body=body()),
     lambda name: CancelUpload(origin=ORIGIN, repository=name, upload_id=UPLOAD),
+    lambda name: CountUploads(origin=ORIGIN, repository=name, limit=10),
     lambda name: ListTags(origin=ORIGIN, repository=name),
     lambda name: ListReferrers(origin=ORIGIN, repository=name, subject=Digest.of(image_document())),
     lambda _: ListRepositories(origin=ORIGIN),
@@ -182,6 +185,8 @@ def reply_to(operation: Operation[object], opened: Callable[[], object] = bool) 
             return UploadProgress(repository=name, upload_id=UPLOAD, offset=len(LAYER))
         case CancelUpload():
             return UploadCancelled(UPLOAD)
+        case CountUploads():
+            return UploadCount(1)
         case ListTags():
             return TagList(repository=name, tags=(TAG,), more=False)
         case ListReferrers():
