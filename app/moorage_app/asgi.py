@@ -43,7 +43,7 @@ from moorage import (
 )
 
 from .hooks import Route
-from .http1 import WATCHED
+from .http1 import TLS_PEER, WATCHED
 from .proxies import Forwarded, TrustedProxies
 from .replies import HeaderList, Response, respond, respond_error
 from .routes import Headers, Limits, PathUnknown, Request, entity_tags, manifest_push_target, operation_of
@@ -328,6 +328,7 @@ class Application:
             user_agent=_printable(agents[0]) if agents else "",
             base_url=base,
             credentials=_credentials(headers),
+            tls_peer=cast("bytes | None", scope["extensions"].get(TLS_PEER, {}).get("certificate")),
         )
 
     def _warn_of_proxy(self, peer: str, headers: Headers) -> None:

@@ -242,12 +242,40 @@ class LetsEncrypt(Section, frozen=True, kw_only=True):
     directory_url: str = ""
 
 
+_CipherSuite = Literal[
+    "TLS_RSA_WITH_3DES_EDE_CBC_SHA",
+    "TLS_RSA_WITH_AES_128_CBC_SHA",
+    "TLS_RSA_WITH_AES_256_CBC_SHA",
+    "TLS_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_3DES_EDE_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_CHACHA20_POLY1305_SHA256",
+]
+"""Go's names, as far as distribution knows them."""
+
+
 class Tls(Section, frozen=True, kw_only=True):
     """``http.tls``."""
 
-    certificate: str = ""
-    key: str = ""
-    client_cas: tuple[str, ...] = ()
+    certificate: Annotated[
+        str, Meta(description="The file of the certificate and those between it and its authority (PEM).")
+    ] = ""
+    key: Annotated[str, Meta(description="The file of the certificate's private key (PEM), not encrypted.")] = ""
+    client_cas: Annotated[
+        tuple[str, ...], Meta(description="Files of the authorities by which clients' certificates are verified (PEM).")
+    ] = ()
     client_auth: (
         Literal[
             "request-client-cert",
@@ -258,14 +286,17 @@ class Tls(Section, frozen=True, kw_only=True):
         | None
     ) = None
     minimum_tls: Literal["tls1.2", "tls1.3"] | None = None
-    cipher_suites: tuple[str, ...] = ()
+    cipher_suites: tuple[_CipherSuite, ...] = ()
     lets_encrypt: LetsEncrypt = LetsEncrypt()
 
 
 class Http2(Section, frozen=True, kw_only=True):
-    """``http.http2``."""
+    """``http.http2``: HTTP/2 with TLS."""
 
-    disabled: bool = False
+    disabled: Annotated[
+        bool | None,
+        Meta(description="Offer no HTTP/2; false prefers it. By default clients that can do both get HTTP/1.1."),
+    ] = None
 
 
 class H2c(Section, frozen=True, kw_only=True):
