@@ -75,6 +75,9 @@ _CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
 _KEY: Final = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )?PRIVATE KEY-----")
 _ENCRYPTED: Final = re.compile(rb"-----BEGIN ENCRYPTED PRIVATE KEY-----|^Proc-Type: 4,ENCRYPTED", re.MULTILINE)
 
+_OF_ANOTHER: Final = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
+"""What OpenSSL says of a key that is not the certificate's; the last of one that is of another kind."""
+
 Fingerprint = tuple[tuple[int, ...] | None, ...]
 """What the system says of files, as far as it changes with them."""
 
@@ -314,7 +317,7 @@ def _load_pair(context: ssl.SSLContext, certificate: str, key: str) -> None:
         context.load_cert_chain(certificate, key, password="")
     except ssl.SSLError as error:
         reason = error.reason or ""
-        if reason in {"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"}:
+        if reason in _OF_ANOTHER:
             raise _Unusable("key", f"{key} is not the key of the certificate in {certificate}") from error
         named, file = ("certificate", certificate) if reason.startswith(("EE_", "CA_")) else ("key", key)
         raise _Unusable(named, f"{file} cannot be used: {_reason(error)}") from error

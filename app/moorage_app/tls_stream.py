@@ -34,7 +34,7 @@ class TlsStream(trio.abc.AsyncResource):
         self._socket = ClearText(stream)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-        self._greeted = self._ended = self._flushing = self._closed = False
+        self._greeted = self._ended = self._flushing = self._over = False
 
     # ---- the handshake
 
@@ -96,6 +96,7 @@ class TlsStream(trio.abc.AsyncResource):
                 # It left without a word, as many do; where a request ends does not depend on that.
                 self._ended = True
             except ssl.SSLError as error:
+                self._over = True
                 raise ClientLeft("the connection broke") from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
@@ -147,11 +148,11 @@ class TlsStream(trio.abc.AsyncResource):
         """Say good-bye, if there is room for that, and close the socket."""
         try:
             # Who is sending still waits for a client that takes nothing; the closed socket ends that.
-            if self._greeted and not self._closed and not self._flushing:
+            if self._greeted and not self._over and not self._flushing:
                 with trio.move_on_after(GOODBYE_SECONDS), suppress(ClientLeft):
                     await self.end()
         finally:
-            self._closed = True
+            self._over = True
             await self.transport_stream.aclose()
 
     # ---- the socket
@@ -176,5 +177,5 @@ class TlsStream(trio.abc.AsyncResource):
 
     def _check_open(self) -> None:
         """Keep away from the descriptor of a closed socket, which may be another connection's."""
-        if self._closed:
-            raise ClientLeft("the connection was closed")
+        if self._over:
+            raise ClientLeft("the connection is over")

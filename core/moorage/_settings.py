@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct, field, to_builtins
 
-from ._yaml import A_DURATION, Plain, masked, parse_duration, quoted
+from ._yaml import A_DURATION, Plain, did_you_mean, masked, parse_duration, quoted
 
 DEFAULT_PAGE: Final = 1000
 HOUR: Final = 3600.0
@@ -242,7 +242,7 @@ class LetsEncrypt(Section, frozen=True, kw_only=True):
     directory_url: str = ""
 
 
-_CipherSuite = Literal[
+_CIPHER_SUITES = (
     "TLS_RSA_WITH_3DES_EDE_CBC_SHA",
     "TLS_RSA_WITH_AES_128_CBC_SHA",
     "TLS_RSA_WITH_AES_256_CBC_SHA",
@@ -262,8 +262,23 @@ _CipherSuite = Literal[
     "TLS_AES_128_GCM_SHA256",
     "TLS_AES_256_GCM_SHA384",
     "TLS_CHACHA20_POLY1305_SHA256",
-]
+)
 """Go's names, as far as distribution knows them."""
+
+
+def _cipher_suite(value: object) -> str:
+    if value in _CIPHER_SUITES:
+        return str(value)
+    raise ValueError(f"a cipher suite by Go's name; {did_you_mean(str(value), _CIPHER_SUITES)}")
+
+
+_CipherSuite = Annotated[
+    str,
+    Meta(
+        extra={"parse": _cipher_suite, "allowed": "a cipher suite by Go's name"},
+        extra_json_schema={"enum": list(_CIPHER_SUITES)},
+    ),
+]
 
 
 class Tls(Section, frozen=True, kw_only=True):
