@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -319,7 +320,8 @@ async def watching(tls: ServerTls) -> AsyncGenerator[None]:
 async def shown(authority: Authority, tls: ServerTls) -> bytes | None:
     """Return the certificate that a new connection gets."""
     async with speaking(authority, tls) as (client, _):
-        return client.getpeercert(binary_form=True)
+        certificate: bytes | None = client.getpeercert(binary_form=True)
+        return certificate
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -340,6 +342,10 @@ def told(caplog: pytest.LogCaptureFixture) -> Callable[[str], list[str]]:
 Told = Callable[[str], list[str]]
 
 
+def _are_told(told: Told, count: int) -> bool:
+    return len(told("files have changed")) == count
+
+
 async def test_new_connections_get_the_certificate_that_the_files_have(
     autojump_clock: MockClock, authority: Authority, pair: Pair, tls: ServerTls, told: Told
 ) -> None:
@@ -349,7 +355,7 @@ async def test_new_connections_get_the_certificate_that_the_files_have(
             for number in range(1, 4):
                 new = authority.issue("new", NAME)
                 new.take_the_place_of(pair)
-                await until(lambda number=number: len(told("files have changed")) == number)
+                await until(partial(_are_told, told, number))
                 assert await shown(authority, tls) == new.der
             # What was open before still is what it was.
             await client.send_all(b"still here")
