@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, cast
 
 import trio
+from hypercorn import protocol as hypercorn_protocol
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import RawData
@@ -20,6 +21,7 @@ from moorage import Configuration, PluginManager, open_registry
 from .asgi import Application, Settings, settings_headers
 from .hooks import Route
 from .http1 import TLS_PEER, Connections, Http1
+from .http2 import Http2
 from .routes import Limits
 from .tls import ServerTls
 from .tls_stream import TlsStream
@@ -83,7 +85,11 @@ class _StockConnection(TCPServer):
         self.stream = cast("trio.SSLStream[trio.SocketStream]", stream)
         if isinstance(stream, TlsStream) and (certificate := stream.peer_certificate()) is not None:
             self.app = _with_peer(self.app, certificate)
-        await super().run()
+        try:
+            await super().run()
+        except Exception:  # noqa: BLE001 - the edge of a connection: what fails there must not end all others
+            _log.exception("a connection failed")
+            await trio.aclose_forcefully(stream)
 
     async def _read_data(self) -> None:
         await super()._read_data()
@@ -193,8 +199,9 @@ async def serve_worker(
             connections = Connections(application)
             kind = _StockConnection if configuration.http.engine == "stock" else _Connection
             of_process = {"connections": connections, "tls": tls, "h2c": configuration.http.h2c.enabled}
-            # The one seam: hypercorn's worker makes each connection from this name of its module.
+            # The seam: hypercorn's worker makes each connection, and what speaks HTTP/2 there, from names of its modules.
             setattr(hypercorn_run, "TCPServer", type("Connection", (kind,), of_process))  # noqa: B010 - a name that holds a class, to type checkers
+            setattr(hypercorn_protocol, "H2Protocol", Http2)  # noqa: B010 - the same
 
             async def wait_for_signal() -> None:
                 async for _ in signals:

@@ -8,6 +8,8 @@ import pytest
 import trio
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
+from hypercorn.events import Event
+from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ASGIFramework, ConnectionState
 
@@ -57,6 +59,22 @@ async def test_a_fault_on_one_connection_ends_that_one(
     async with client, trio.open_nursery() as nursery:
         nursery.start_soon(serve, Recorder(), server)
         assert await client.receive_some() == b""
+    assert "a connection failed" in caplog.text
+
+
+async def test_a_fault_of_hypercorn_on_one_connection_ends_that_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(self: H2Protocol, event: Event) -> None:
+        raise ZeroDivisionError("a fault of hypercorn's")
+
+    monkeypatch.setattr(H2Protocol, "handle", fail)
+    client, server = (trio.SocketStream(each) for each in trio.socket.socketpair())
+    async with client, trio.open_nursery() as nursery:
+        nursery.start_soon(partial(serve, h2c=True), Recorder(), server)
+        await client.send_all(PREFACE)
+        while await client.receive_some():
+            pass
     assert "a connection failed" in caplog.text
 
 

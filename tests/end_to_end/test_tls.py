@@ -111,6 +111,18 @@ def test_large_content_goes_in_and_comes_out_as_it_was(
             assert everything(connection).startswith(b"HTTP/1.1 200")
 
 
+def test_many_small_pushes_over_http_2_end_no_worker(tmp_path: Path, authority: Authority, pair: Pair) -> None:
+    numbers = random.Random(3)
+    with secure(tmp_path, pair, authority.trusted(), more_http={"http2": {"disabled": False}}) as server:
+        workers = server.workers
+        for number in range(12):
+            with http(server.url, authority.trusted(), http2=True) as client:
+                repository = Repository(client, f"{NAME}{number}")
+                manifest = repository.push_image("v1", [noise(numbers, 300_000), b"small"])
+                assert repository.pull_image("v1") == manifest
+        assert server.workers == workers
+
+
 def ssl_socket(server: Server, client: ssl.SSLContext) -> ssl.SSLSocket:
     plain = socket.create_connection(("127.0.0.1", server.port), timeout=60)
     return client.wrap_socket(plain, server_hostname="localhost")
@@ -279,15 +291,15 @@ def test_certificates_are_renewed_under_load_and_no_request_fails(
         for thread in threads:
             thread.start()
         try:
-            for _ in range(2):
-                new = authority.issue("new")
+            first, second = authority.issue("first"), authority.issue("second")
+            for new in (first, second):
                 new.take_the_place_of(pair)
                 wait_until_shown(new)
             other = authority.issue("other")
             pair.certificate.write_bytes(other.certificate.read_bytes())
             text = "is not the key of the certificate"
             wait_for(lambda: server.log.read_text(encoding="utf-8").count(text) == 2, "a word of each worker")
-            assert shown(server, trusted) == new.der
+            assert shown(server, trusted) == second.der
             pair.key.write_bytes(other.key.read_bytes())
             wait_until_shown(other)
         finally:
