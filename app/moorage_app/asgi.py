@@ -43,7 +43,7 @@ from moorage import (
 )
 
 from .hooks import Route
-from .http1 import WATCHED
+from .http1 import TLS_PEER, WATCHED
 from .proxies import Forwarded, TrustedProxies
 from .replies import HeaderList, Response, respond, respond_error
 from .routes import (
@@ -347,6 +347,7 @@ class Application:
             user_agent=_printable(agents[0]) if agents else "",
             base_url=base,
             credentials=_credentials(headers),
+            tls_peer=_tls_peer(scope),
         )
 
     def _warn_of_proxy(self, peer: str, headers: Headers) -> None:
@@ -510,6 +511,11 @@ def _credentials(headers: Headers) -> Credentials | None:
         return None
     scheme, _, value = values[0].partition(" ")
     return Credentials(scheme.lower(), value.strip())
+
+
+def _tls_peer(scope: HTTPScope) -> bytes | None:
+    extensions = cast("Mapping[str, Mapping[str, bytes]]", scope["extensions"])  # ours alone is looked at
+    return extensions[TLS_PEER]["certificate"] if TLS_PEER in extensions else None
 
 
 async def _lifespan(receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:

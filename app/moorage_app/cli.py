@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moorage import Configuration, LoadedConfiguration, PluginManager, PluginRecord
 
     from .logs import HeldTrace
+    from .tls import ServerTls
 
 EXIT_USAGE = 2
 """What the process returns when it was asked wrongly: the same as click's."""
@@ -229,6 +230,7 @@ def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager", held: "HeldT
 
     from .logs import configure_logs
     from .supervisor import Supervisor, bind, default_workers
+    from .tls import server_tls, tls_warnings
 
     configuration = loaded.configuration
     log, http = configuration.log, configuration.http
@@ -240,9 +242,10 @@ def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager", held: "HeldT
     count = configuration.workers or default_workers()
     try:
         warnings = check_options(configuration, plugins)
+        tls = server_tls(configuration)
     except (ConfigurationError, PluginError) as error:
         _fail(error)
-    for warning in warnings:
+    for warning in (*warnings, *tls_warnings(configuration)):
         logger.warning(warning)
     driver = plugins.drivers().get(configuration.storage.driver)
     if driver is not None and not driver.shared and count > 1:
@@ -256,14 +259,19 @@ def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager", held: "HeldT
         _fail(error)
 
     def work(descriptors: list[int], ready: Callable[[], None]) -> None:
-        _work(configuration, plugins, descriptors, ready)
+        _work(configuration, plugins, tls, descriptors, ready)
 
-    supervisor = Supervisor(listeners, work, workers=count, drain_seconds=http.drain_timeout)
+    scheme = "http" if tls is None else "https"
+    supervisor = Supervisor(listeners, work, workers=count, drain_seconds=http.drain_timeout, scheme=scheme)
     return supervisor.run()
 
 
 def _work(
-    configuration: "Configuration", plugins: "PluginManager", descriptors: list[int], ready: Callable[[], None]
+    configuration: "Configuration",
+    plugins: "PluginManager",
+    tls: "ServerTls | None",
+    descriptors: list[int],
+    ready: Callable[[], None],
 ) -> None:
     """Serve in a worker process."""
     import trio
@@ -273,7 +281,7 @@ def _work(
     from .worker import serve_worker
 
     try:
-        trio.run(serve_worker, configuration, plugins, descriptors, ready)
+        trio.run(serve_worker, configuration, plugins, tls, descriptors, ready)
     except BaseExceptionGroup as group:
         # Nurseries wrap what ends them; what is told is the one thing that was wrong.
         wrong = group.subgroup((ConfigurationError, PluginError))
@@ -302,6 +310,7 @@ def check(file: Path | None) -> None:
     from moorage import ConfigurationError, PluginError, check_options
 
     from .supervisor import parse_address
+    from .tls import server_tls, tls_warnings
 
     path = _configured_path(file)
     plugins = _load_plugins(path)
@@ -311,9 +320,10 @@ def check(file: Path | None) -> None:
         warnings = check_options(loaded.configuration, plugins)
         if http.net == "tcp":
             parse_address(http.addr)
+        server_tls(loaded.configuration)
     except (ConfigurationError, PluginError) as error:
         _fail(error)
-    for warning in (*loaded.warnings, *warnings):
+    for warning in (*loaded.warnings, *warnings, *tls_warnings(loaded.configuration)):
         click.echo(f"warning: {warning}")
     for record in plugins.records:
         if record.blocked:

@@ -161,13 +161,22 @@ class Http1:
         scheme: str,
         client: tuple[str, int] | None,
         server: tuple[str, int | None] | None,
+        http2: bool,
+        tls_peer: bytes | None = None,
     ) -> None:
-        """Serve what comes over `transport`."""
+        """Serve what comes over `transport`.
+
+        With `http2` a client may begin with that; `tls_peer` is its certificate, if it was verified.
+        """
         self._connections = connections
         self._transport = transport
         self._scheme = scheme
         self._client = client
         self._server = server
+        self._http2 = http2
+        self._extensions = _EXTENSIONS_WITH_FILES if transport.can_send_files else _EXTENSIONS
+        if tls_peer is not None:
+            self._extensions = {**self._extensions, TLS_PEER: {"certificate": tls_peer}}
         self._buffer = b""
         self._parser = httptools.HttpRequestParser(self)
         self._url = b""
@@ -193,7 +202,7 @@ class Http1:
         """Answer requests until either side is done with the connection.
 
         Returns:
-            None, or, when the client begins with HTTP/2, all that was received.
+            None, or, when the client begins with HTTP/2 and may, all that was received.
         """
         with self._scope:
             return await self._serve()
@@ -225,7 +234,7 @@ class Http1:
                 head = await self._read_head()
                 if head is None:
                     return None
-                if first and head == _PREFACE[:18]:
+                if first and self._http2 and head == _PREFACE[:18]:
                     return head + self._buffer
                 first = False
                 exchange = self._begin(head)
@@ -338,7 +347,7 @@ class Http1:
             "client": self._client,
             "server": self._server,
             "state": {},
-            "extensions": _EXTENSIONS_WITH_FILES if self._transport.can_send_files else _EXTENSIONS,
+            "extensions": self._extensions,
         }
         return _Exchange(
             self,
@@ -439,6 +448,8 @@ class Http1:
 _ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 WATCHED: Final = "moorage.watched"
 """The extension of ASGI's scope that says: who answers is cancelled when the client leaves, and need not look."""
+TLS_PEER: Final = "moorage.tls_peer"
+"""The extension of ASGI's scope that has, as `certificate`, that of the client (DER); only one that was verified."""
 _EXTENSIONS: Final[dict[str, dict[object, object]]] = {WATCHED: {}}
 _EXTENSIONS_WITH_FILES: Final[dict[str, dict[object, object]]] = {WATCHED: {}, "http.response.zerocopysend": {}}
 

@@ -216,11 +216,14 @@ class _Worker:
 class Supervisor:
     """Keeps a number of workers running."""
 
-    def __init__(self, listeners: list[socket.socket], work: Work, *, workers: int, drain_seconds: float) -> None:
+    def __init__(
+        self, listeners: list[socket.socket], work: Work, *, workers: int, drain_seconds: float, scheme: str = "http"
+    ) -> None:
         """Run `workers` processes that do `work` on `listeners`; give them `drain_seconds` to end.
 
         Several workers on a network address get a listener each, among which Linux spreads connections evenly: of one
-        that all wait at, whoever wakes first takes most. A dead worker's share goes to the others at once.
+        that all wait at, whoever wakes first takes most. A dead worker's share goes to the others at once. `scheme` is
+        what the addresses begin with where they are shown.
         """
         of_network = all(each.family is not socket.AF_UNIX for each in listeners)
         spread = workers > 1 and sys.platform == "linux" and of_network and not _is_activated()
@@ -229,6 +232,7 @@ class Supervisor:
         self._work = work
         self._count = workers
         self._drain_seconds = drain_seconds
+        self._scheme = scheme
         self._workers: dict[int, _Worker] = {}
         self._was_ready = False
         self._announced = False
@@ -317,7 +321,7 @@ class Supervisor:
             self._was_ready = True
         if not self._announced and self._workers and all(worker.ready for worker in self._workers.values()):
             self._announced = True
-            addresses = ", ".join(_shown(listener) for listener in self._listeners)
+            addresses = ", ".join(_shown(listener, self._scheme) for listener in self._listeners)
             _log.info("listening on %s with %d %s", addresses, self._count, "worker" if self._count == 1 else "workers")
 
     def _reap(self) -> None:
@@ -395,11 +399,11 @@ class Supervisor:
                 worker.close()
 
 
-def _shown(listener: socket.socket) -> str:
+def _shown(listener: socket.socket, scheme: str) -> str:
     if listener.family is socket.AF_UNIX:
         return f"unix:{listener.getsockname()}"
     host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _end_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""What connections are made of: sockets, files sent to them from the page cache, and streams with TLS between.
+"""What connections are made of: sockets, and files sent to them from the page cache. `tls_stream` puts TLS on these.
 
 A transport tells of a client that has left by `ClientLeft`, and gives up one that takes nothing for too long.
 """
@@ -133,6 +133,9 @@ class ClearText:
             await until(self.descriptor)
         except trio.ClosedResourceError as error:
             raise ClientLeft("the connection was closed") from error
+        if self._stream.socket.fileno() < 0:
+            # Closed just after it was ready: the descriptor may be another connection's by now.
+            raise ClientLeft("the connection was closed")
 
     async def _wait_writable(self) -> None:
         with trio.move_on_after(STALLED_SECONDS) as scope:
@@ -176,46 +179,3 @@ def _fetch(descriptor: int, offset: int, count: int) -> None:
     buffer = bytearray(_CACHE_STEP)
     for at in range(offset, offset + count, _CACHE_STEP):
         os.preadv(descriptor, [buffer], at)
-
-
-class OverStream:
-    """A connection that something lies between, such as TLS."""
-
-    def __init__(self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream]) -> None:
-        """Use `stream`, which stays the owner."""
-        self.can_send_files = False
-        self._stream = stream
-        socket = stream.transport_stream.socket if isinstance(stream, trio.SSLStream) else stream.socket
-        self.descriptor = socket.fileno()
-
-    async def receive(self, count: int) -> bytes:
-        """Return up to `count` bytes, none at the end."""
-        try:
-            return bytes(await self._stream.receive_some(count))
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ClientLeft("the connection broke") from error
-
-    async def send(self, *pieces: bytes) -> None:
-        """Send everything; of a large piece so much at a time that a slow client is told from one that is gone."""
-        try:
-            for piece in pieces:
-                view = memoryview(piece)
-                while view:
-                    with trio.fail_after(STALLED_SECONDS):
-                        await self._stream.send_all(view[:JOINED])
-                    view = view[JOINED:]
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError) as error:
-            raise ClientLeft("the client left in the middle of its answer") from error
-
-    async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
-        """Not offered here."""
-        raise NotImplementedError
-
-    async def end(self) -> None:
-        """Say that nothing more will be sent."""
-        if isinstance(self._stream, trio.SSLStream):
-            return
-        try:
-            await self._stream.send_eof()
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            raise ClientLeft("the connection broke") from error

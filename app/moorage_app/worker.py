@@ -8,19 +8,24 @@ from collections.abc import Callable, Mapping
 from typing import ClassVar, cast
 
 import trio
+from hypercorn import protocol as hypercorn_protocol
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import RawData
 from hypercorn.trio import run as hypercorn_run
 from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGISendCallable, Scope
 
 from moorage import Configuration, PluginManager, open_registry
 
 from .asgi import Application, Settings, settings_headers
 from .hooks import Route
-from .http1 import LINGER_SECONDS, Connections, Http1
+from .http1 import TLS_PEER, Connections, Http1
+from .http2 import Http2
 from .routes import Limits
-from .transports import ClearText, OverStream, Transport
+from .tls import ServerTls
+from .tls_stream import TlsStream
+from .transports import ClearText, Transport
 
 _log = logging.getLogger("moorage.worker")
 
@@ -61,7 +66,31 @@ def plugin_routes(plugins: PluginManager) -> dict[str, Route]:
 class _StockConnection(TCPServer):
     """One connection. hypercorn's own is kept open until it would be idle for too long, though its client closed it."""
 
+    tls: ClassVar[ServerTls | None] = None
+    """What makes connections secure; a class is made for each process."""
+
     _ended = False
+
+    async def run(self) -> None:
+        """Serve the connection until either side is done with it."""
+        # hypercorn names streams of TLS only; what it gets is a socket, for its listeners do not know of TLS.
+        stream = cast("trio.SocketStream", self.stream)
+        if self.tls is None:
+            await self.serve(stream)
+        elif (secured := await self.tls.accept(stream)) is not None:
+            await self.serve(secured)
+
+    async def serve(self, stream: trio.SocketStream | TlsStream) -> None:
+        """Serve what comes over `stream`."""
+        # To hypercorn ours is as good as trio's.
+        self.stream = cast("trio.SSLStream[trio.SocketStream]", stream)
+        if isinstance(stream, TlsStream) and (certificate := stream.peer_certificate()) is not None:
+            self.app = _with_peer(self.app, certificate)
+        try:
+            await super().run()
+        except Exception:  # noqa: BLE001 - the edge of a connection: what fails there must not end all others
+            _log.exception("a connection failed")
+            await trio.aclose_forcefully(stream)
 
     async def _read_data(self) -> None:
         await super()._read_data()
@@ -78,32 +107,33 @@ class _Connection(_StockConnection):
 
     connections: ClassVar[Connections]
     """Those of this process; a class is made for each."""
+    h2c: ClassVar[bool]
+    """Whether a client may begin with HTTP/2 in clear text."""
 
     _received = b""
 
-    async def run(self) -> None:
-        """Serve the connection until either side is done with it."""
-        # hypercorn names only one of the two.
-        stream = cast("trio.SocketStream | trio.SSLStream[trio.SocketStream]", self.stream)
+    async def serve(self, stream: trio.SocketStream | TlsStream) -> None:
+        """Serve what comes over `stream`."""
         transport: Transport
+        if isinstance(stream, TlsStream):
+            if stream.selected_alpn_protocol() == "h2":
+                await super().serve(stream)
+                return
+            transport, socket, scheme = stream, stream.transport_stream.socket, "https"
+            h2c, peer = False, stream.peer_certificate()
+        else:
+            transport, socket, scheme = ClearText(stream), stream.socket, "http"
+            h2c, peer = self.h2c, None
         try:
-            if isinstance(stream, trio.SSLStream):
-                with trio.fail_after(self.config.ssl_handshake_timeout):
-                    await stream.do_handshake()
-                if stream.selected_alpn_protocol() == "h2":
-                    await super().run()
-                    return
-                transport, socket = OverStream(stream), stream.transport_stream.socket
-            else:
-                transport, socket = ClearText(stream), stream.socket
             client, server = _address(socket.getpeername()), _address(socket.getsockname())
-        except (OSError, trio.BrokenResourceError, trio.TooSlowError):
-            # It is gone already, or speaks no TLS.
+        except OSError:
+            # It is gone already.
             await trio.aclose_forcefully(stream)
             return
-        scheme = "https" if isinstance(stream, trio.SSLStream) else "http"
         try:
-            connection = Http1(self.connections, transport, scheme=scheme, client=client, server=server)
+            connection = Http1(
+                self.connections, transport, scheme=scheme, client=client, server=server, http2=h2c, tls_peer=peer
+            )
             received = await connection.serve()
         except Exception:  # noqa: BLE001 - the edge of a connection: a fault of ours there must not end all others
             _log.exception("a connection failed")
@@ -113,17 +143,32 @@ class _Connection(_StockConnection):
             await trio.aclose_forcefully(stream)
             raise
         if received is None:
-            # TLS says good-bye, for which a client that reads nothing has no room; cut off, it is closed all the same.
-            with trio.move_on_after(LINGER_SECONDS):
-                await stream.aclose()
+            await stream.aclose()
         else:
             self._received = received
-            await super().run()
+            await super().serve(stream)
 
     async def _read_data(self) -> None:
         if self._received:
             await self.protocol.handle(RawData(self._received))
         await super()._read_data()
+
+
+def _with_peer(app: AppWrapper, certificate: bytes) -> AppWrapper:
+    """Return `app` as it is told, with each request, which verified certificate its client has shown."""
+
+    async def told(
+        scope: Scope,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+        sync_spawn: Callable[..., object],
+        call_soon: Callable[..., object],
+    ) -> None:
+        if scope["type"] == "http":
+            scope["extensions"][TLS_PEER] = {"certificate": certificate}
+        await app(scope, receive, send, sync_spawn, call_soon)
+
+    return told
 
 
 def _address(name: object) -> tuple[str, int] | None:
@@ -132,10 +177,15 @@ def _address(name: object) -> tuple[str, int] | None:
 
 
 async def serve_worker(
-    configuration: Configuration, plugins: PluginManager, listeners: list[int], ready: Callable[[], None]
+    configuration: Configuration,
+    plugins: PluginManager,
+    tls: ServerTls | None,
+    listeners: list[int],
+    ready: Callable[[], None],
 ) -> None:
     """Serve on the listening descriptors `listeners`, which it closes, until SIGTERM, then drain.
 
+    With `tls` every connection is made secure.
     `ready` is called when connections are answered. Requests under way have `draintimeout` to end; what is sent after
     that is cut, what was received is kept.
 
@@ -148,15 +198,19 @@ async def serve_worker(
             application = Application(opened.handler, application_settings(configuration), plugin_routes(plugins))
             stop = trio.Event()
             connections = Connections(application)
-            own = type("Connection", (_Connection,), {"connections": connections})
-            # The one seam: hypercorn's worker makes each connection from this name of its module.
-            setattr(hypercorn_run, "TCPServer", _StockConnection if configuration.http.engine == "stock" else own)  # noqa: B010 - a name that holds a class, to type checkers
+            kind = _StockConnection if configuration.http.engine == "stock" else _Connection
+            of_process = {"connections": connections, "tls": tls, "h2c": configuration.http.h2c.enabled}
+            # The seam: hypercorn's worker makes each connection, and what speaks HTTP/2 there, from names of its modules.
+            setattr(hypercorn_run, "TCPServer", type("Connection", (kind,), of_process))  # noqa: B010 - a name that holds a class, to type checkers
+            setattr(hypercorn_protocol, "H2Protocol", Http2)  # noqa: B010 - the same
 
             async def wait_for_signal() -> None:
                 async for _ in signals:
                     application.drain()
                     stop.set()
                     connections.drain()
+                    if tls is not None:
+                        tls.drain()
                     return
 
             async def serve(*, task_status: trio.TaskStatus[list[str]]) -> None:
@@ -169,6 +223,8 @@ async def serve_worker(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait_for_signal)
                 nursery.start_soon(connections.watch)
+                if tls is not None:
+                    await nursery.start(tls.watch)
                 await nursery.start(serve)
                 ready()
 

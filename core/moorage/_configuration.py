@@ -92,9 +92,6 @@ _DRIVERS: Final = {
 _NOT_BUILT: Final = (
     "log.hooks",
     "storage.cache",
-    "http.tls",
-    "http.http2",
-    "http.h2c",
     "http.debug",
     "notifications",
     "redis",
@@ -107,11 +104,10 @@ _PLUGIN_KEYS: Final = frozenset(Plugins.__struct_encode_fields__)
 _SWITCHES: Final = frozenset({"validation.disabled", "validation.enabled"})
 """What `Configuration.switched_off` reads."""
 _REFUSED: Final = {
-    "http.tls.certificate": "a clear-text registry",
-    "http.tls.key": "a clear-text registry",
-    "http.tls.clientcas": "a clear-text registry",
-    "http.tls.letsencrypt": "a clear-text registry",
-    "proxy.remoteurl": "a writable registry instead of a mirror",
+    "http.tls.letsencrypt": (
+        "have certbot or lego write http.tls.certificate and http.tls.key, which are read again whenever they change"
+    ),
+    "proxy.remoteurl": "refusing to start a writable registry instead of a mirror",
 }
 _WITHOUT_FILE: Final[dict[str, Plain]] = {
     "version": "0.1",
@@ -526,17 +522,16 @@ def _auth(document: Document) -> Auth:
 def _refuse_what_is_unsafe_to_ignore(configuration: Configuration, claimed: Mapping[str, type[Struct]]) -> None:
     document = configuration.document
     refused = dict(_REFUSED)
-    refused |= {f"auth.{name}": "an open registry" for name in configuration.auth.types}
-    for path, instead in refused.items():
+    refused |= {f"auth.{name}": "refusing to start an open registry instead" for name in configuration.auth.types}
+    for path, consequence in refused.items():
         key = tuple(path.split("."))
         is_auth = key[0] == "auth"
         if (is_auth or _says_something(document.find(key))) and not _is_claimed(path, claimed):
-            suffix = "" if " instead " in instead else " instead"
             reason = f"not supported by this version{_or_blocked(configuration)}"
             if is_auth:
                 offered = [each.removeprefix("auth.") for each in claimed if each.startswith("auth.")]
                 reason += f"; {did_you_mean(key[1], offered)}" if offered else ""
-            raise document.error(key, f"{reason}; refusing to start {instead}{suffix}")
+            raise document.error(key, f"{reason}; {consequence}")
 
 
 def _or_blocked(configuration: Configuration) -> str:

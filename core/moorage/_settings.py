@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from msgspec import Meta, Struct, field, to_builtins
 
-from ._yaml import A_DURATION, Plain, masked, parse_duration, quoted
+from ._yaml import A_DURATION, Plain, did_you_mean, masked, parse_duration, quoted
 
 DEFAULT_PAGE: Final = 1000
 HOUR: Final = 3600.0
@@ -242,12 +242,55 @@ class LetsEncrypt(Section, frozen=True, kw_only=True):
     directory_url: str = ""
 
 
+_CIPHER_SUITES = (
+    "TLS_RSA_WITH_3DES_EDE_CBC_SHA",
+    "TLS_RSA_WITH_AES_128_CBC_SHA",
+    "TLS_RSA_WITH_AES_256_CBC_SHA",
+    "TLS_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_CBC_SHA",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_3DES_EDE_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_256_CBC_SHA",
+    "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+    "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+    "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+    "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_CHACHA20_POLY1305_SHA256",
+)
+"""Go's names, as far as distribution knows them."""
+
+
+def _cipher_suite(value: object) -> str:
+    if value in _CIPHER_SUITES:
+        return str(value)
+    raise ValueError(f"a cipher suite by Go's name; {did_you_mean(str(value), _CIPHER_SUITES)}")
+
+
+_CipherSuite = Annotated[
+    str,
+    Meta(
+        extra={"parse": _cipher_suite, "allowed": "a cipher suite by Go's name"},
+        extra_json_schema={"enum": list(_CIPHER_SUITES)},
+    ),
+]
+
+
 class Tls(Section, frozen=True, kw_only=True):
     """``http.tls``."""
 
-    certificate: str = ""
-    key: str = ""
-    client_cas: tuple[str, ...] = ()
+    certificate: Annotated[
+        str, Meta(description="The file of the certificate and those between it and its authority (PEM).")
+    ] = ""
+    key: Annotated[str, Meta(description="The file of the certificate's private key (PEM), not encrypted.")] = ""
+    client_cas: Annotated[
+        tuple[str, ...], Meta(description="Files of the authorities by which clients' certificates are verified (PEM).")
+    ] = ()
     client_auth: (
         Literal[
             "request-client-cert",
@@ -258,14 +301,17 @@ class Tls(Section, frozen=True, kw_only=True):
         | None
     ) = None
     minimum_tls: Literal["tls1.2", "tls1.3"] | None = None
-    cipher_suites: tuple[str, ...] = ()
+    cipher_suites: tuple[_CipherSuite, ...] = ()
     lets_encrypt: LetsEncrypt = LetsEncrypt()
 
 
 class Http2(Section, frozen=True, kw_only=True):
-    """``http.http2``."""
+    """``http.http2``: HTTP/2 with TLS."""
 
-    disabled: bool = False
+    disabled: Annotated[
+        bool | None,
+        Meta(description="Offer no HTTP/2; false prefers it. By default clients that can do both get HTTP/1.1."),
+    ] = None
 
 
 class H2c(Section, frozen=True, kw_only=True):

@@ -551,7 +551,6 @@ def test_each_section_that_has_no_effect_yet_is_named_once(load: Load) -> None:
         "loglevel",
         "middleware.storage.cloudfront",
         "storage.cache",
-        "http.tls",
         "notifications",
         "redis",
         "health",
@@ -559,7 +558,7 @@ def test_each_section_that_has_no_effect_yet_is_named_once(load: Load) -> None:
         "validation",
         "policy",
     ]
-    assert loaded.warnings[3] == "config.yml: http.tls: has no effect yet; this version of Moorage does not support it"
+    assert loaded.warnings[5] == "config.yml: health: has no effect yet; this version of Moorage does not support it"
 
 
 def test_what_is_switched_off_is_not_complained_about(load: Load) -> None:
@@ -580,9 +579,7 @@ def test_what_is_switched_off_is_not_complained_about(load: Load) -> None:
     [
         ("auth: silly", "config.yml: auth.silly: not supported by this version; refusing to start an open registry instead"),
         ("auth: {htpasswd: {realm: a, path: b}}", "config.yml: auth.htpasswd: not supported by this version; refusing to start an open registry instead"),
-        ("http: {tls: {certificate: /a}}", "config.yml: http.tls.certificate: not supported by this version; refusing to start a clear-text registry instead"),
-        ("http: {tls: {letsencrypt: {cachefile: /a}}}", "config.yml: http.tls.letsencrypt: not supported by this version; refusing to start a clear-text registry instead"),
-        ("http: {tls: {clientcas: [/a]}}", "config.yml: http.tls.clientcas: not supported by this version; refusing to start a clear-text registry instead"),
+        ("http: {tls: {letsencrypt: {cachefile: /a}}}", "config.yml: http.tls.letsencrypt: not supported by this version; have certbot or lego write http.tls.certificate and http.tls.key, which are read again whenever they change"),
         ("proxy: {remoteurl: https://example.com}", "config.yml: proxy.remoteurl: not supported by this version; refusing to start a writable registry instead of a mirror"),
     ],
 )  # fmt: skip

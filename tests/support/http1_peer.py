@@ -12,7 +12,8 @@ from hypercorn.typing import ASGIReceiveEvent, ASGISendEvent, HTTPScope
 
 from moorage import ClientLeft
 from moorage_app.http1 import Connections, Http1
-from moorage_app.transports import ClearText, OverStream
+from moorage_app.tls_stream import TlsStream
+from moorage_app.transports import ClearText
 
 Headers = list[tuple[bytes, bytes]]
 Receive = Callable[[], Awaitable[ASGIReceiveEvent]]
@@ -242,12 +243,15 @@ async def speaking(
         peer = Peer(stream, connections)
 
         async def serve() -> None:
-            beneath: ClientStream = theirs
+            beneath: trio.SocketStream | TlsStream = theirs
             if tls is not None:
-                beneath = trio.SSLStream(theirs, tls.server, server_side=True, https_compatible=True)
-            transport = ClearText(beneath) if isinstance(beneath, trio.SocketStream) else OverStream(beneath)
+                beneath = TlsStream(theirs, tls.server)
+            transport = ClearText(beneath) if isinstance(beneath, trio.SocketStream) else beneath
             try:
-                engine = Http1(connections, transport, scheme="http", client=("192.0.2.1", 4000), server=None)
+                if isinstance(beneath, TlsStream):
+                    await beneath.do_handshake()
+                client = ("192.0.2.1", 4000)
+                engine = Http1(connections, transport, scheme="http", client=client, server=None, http2=True)
                 peer.handed_over = await engine.serve()
                 await beneath.aclose()
             finally:

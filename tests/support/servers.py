@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -61,20 +62,23 @@ def children(pid: int) -> list[int]:
     return [child for child in map(int, text.split()) if is_alive(child)]
 
 
-def http(url: str) -> httpx.Client:
-    """Return a client for the registry at `url`."""
-    return httpx.Client(base_url=url, timeout=60, trust_env=False)
+def http(url: str, tls: ssl.SSLContext | None = None, *, http2: bool = False) -> httpx.Client:
+    """Return a client for the registry at `url`; `tls` says whom it trusts, and as whom it comes."""
+    return httpx.Client(base_url=url, timeout=60, trust_env=False, verify=tls or True, http2=http2)
 
 
 class Server:
     """A registry that runs in a process group of its own."""
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-        """Speak to `process`, which listens on `port` and logs to `log`."""
+    def __init__(
+        self, process: subprocess.Popen[bytes], port: int, log: Path, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """Speak to `process`, which listens on `port` and logs to `log`, with TLS where `tls` says how."""
         self.process = process
         self.port = port
         self.log = log
-        self.url = f"http://127.0.0.1:{port}"
+        self.tls = tls
+        self.url = f"{'http' if tls is None else 'https'}://127.0.0.1:{port}"
         self.host = f"127.0.0.1:{port}"
 
     @property
@@ -90,7 +94,7 @@ class Server:
     def answers(self) -> bool:
         """Return whether it answers requests."""
         try:
-            return httpx.get(f"{self.url}/", trust_env=False, timeout=10).status_code == 200
+            return httpx.get(f"{self.url}/", trust_env=False, timeout=10, verify=self.tls or True).status_code == 200
         except httpx.TransportError:
             return False
 
@@ -140,7 +144,11 @@ class Server:
 
 @contextmanager
 def _running(
-    command: Sequence[str], port: int, log: Path, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    port: int,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Generator[Server]:
     with log.open("ab") as output:
         process = subprocess.Popen(
@@ -151,7 +159,7 @@ def _running(
             env={**os.environ, **(environment or {})},
             start_new_session=True,
         )
-    server = Server(process, port, log)
+    server = Server(process, port, log, tls)
     try:
         server.wait_until_it_answers()
         yield server
@@ -188,17 +196,18 @@ def moorage(
     around: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
     python: str = sys.executable,
+    tls: ssl.SSLContext | None = None,
 ) -> Generator[Server]:
     """Run Moorage on `target`, a folder, a configuration file or, with `log`, a URL.
 
     `around` is a command that runs another one, such as `unshare`; it must become that other one, by `exec`. `python`
-    belongs to the environment in which Moorage is installed.
+    belongs to the environment in which Moorage is installed. Where the configuration wants TLS, `tls` is the clients'.
     """
     port = port or free_port()
     command = [python, "-m", "moorage_app", "serve", str(target)]
     command += ["--addr", f"127.0.0.1:{port}", "--workers", str(workers)]
     with _running(
-        [*around, *command], port, log or Path(target).with_name(f"{Path(target).name}.log"), environment
+        [*around, *command], port, log or Path(target).with_name(f"{Path(target).name}.log"), environment, tls
     ) as server:
         yield server
 
@@ -211,14 +220,18 @@ def configured(
     port: int | None = None,
     http: Settings | None = None,
     python: str = sys.executable,
+    tls: ssl.SSLContext | None = None,
     **more: object,
 ) -> Generator[Server]:
-    """Run Moorage on `root` with a configuration file; `http` adds to that section, `more` are other sections."""
+    """Run Moorage on `root` with a configuration file; `http` adds to that section, `more` are other sections.
+
+    Where `http` wants TLS, `tls` is the clients'.
+    """
     port = port or free_port()
     settings = configuration(root, port, **more)
     settings["http"] = {"addr": f"127.0.0.1:{port}", **(http or {})}
     file = write_configuration(root.with_name(f"{root.name}-{port}.yml"), settings)
-    with moorage(file, port=port, workers=workers, python=python) as server:
+    with moorage(file, port=port, workers=workers, python=python, tls=tls) as server:
         yield server
 
 
