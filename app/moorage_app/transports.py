@@ -102,14 +102,15 @@ class ClearText:
             await self.send(head + data)
             return
         await self.send(head)
-        end = offset + count
+        end, in_cache = offset + count, offset
         while offset < end:
-            some = min(end - offset, _SENDFILE)
-            if not _is_in_page_cache(descriptor, offset, some):
-                # Read by a thread, so that the loop does not wait for a disk.
-                await trio.to_thread.run_sync(_fetch, descriptor, offset, some)
+            if offset == in_cache:
+                in_cache = min(end, offset + _SENDFILE)
+                if not _is_in_page_cache(descriptor, offset, in_cache - offset):
+                    # Read by a thread, so that the loop does not wait for a disk.
+                    await trio.to_thread.run_sync(_fetch, descriptor, offset, in_cache - offset)
             try:
-                sent = os.sendfile(self.descriptor, descriptor, offset, some)
+                sent = os.sendfile(self.descriptor, descriptor, offset, in_cache - offset)
             except BlockingIOError:
                 await self._wait_writable()
                 continue
@@ -118,8 +119,12 @@ class ClearText:
             if not sent:
                 raise ClientLeft("the file is shorter than announced")
             offset += sent
-            # Who sends a large file lets others go on in between.
-            await trio.lowlevel.checkpoint()
+            if offset < in_cache:
+                # The socket took what it has room for.
+                await self._wait_writable()
+            else:
+                # Who sends a large file lets others go on in between.
+                await trio.lowlevel.checkpoint()
 
     async def end(self) -> None:
         """Say that nothing more will be sent."""
