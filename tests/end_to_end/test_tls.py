@@ -260,6 +260,31 @@ def test_clients_are_let_in_as_the_mode_says_and_known_if_they_were_verified(
         assert peers(tmp_path) == expected | ({"nobody"} if without else set())
 
 
+def test_any_worker_resumes_a_session_and_knows_the_client_then_too(
+    tmp_path: Path, authority: Authority, pair: Pair
+) -> None:
+    (tmp_path / "plugins").mkdir(mode=0o755)
+    (tmp_path / "plugins/peers.py").write_text(PEERS)
+    me = authority.issue("me", "me.test")
+    trusted = authority.trusted(me)
+    settings, plugins = {"clientcas": [str(authority.file)]}, {"paths": [str(tmp_path / "plugins")]}
+
+    def ask(session: ssl.SSLSession | None) -> tuple[bool | None, ssl.SSLSession | None]:
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=60) as plain,
+            trusted.wrap_socket(plain, server_hostname="localhost", session=session) as connection,
+        ):
+            connection.sendall(b"GET /v2/ HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            assert everything(connection).startswith(b"HTTP/1.1 200")
+            return connection.session_reused, connection.session
+
+    with secure(tmp_path, pair, trusted, tls=settings, plugins=plugins) as server:
+        wait_for(lambda: "with 2 workers" in server.logged(), "both workers")
+        session = ask(None)[1]
+        assert {ask(session)[0] for _ in range(12)} == {True}
+        assert peers(tmp_path) == {digest_of(me.der).partition(":")[2]}
+
+
 # ---- renewal
 
 
