@@ -1,6 +1,7 @@
 """What the engine sends of what an application says: bodies, chunks, files; and what becomes of those who break off."""
 
 import os
+import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -306,6 +307,40 @@ def cached(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     if request.param != "cached":
         monkeypatch.setattr(transports, "_from_page_cache", nowhere)
         monkeypatch.setattr(transports, "_is_in_page_cache", nowhere)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+@pytest.mark.parametrize("pauses", [True, False])
+async def test_a_large_file_is_sent_whole_to_a_client_that_takes_it_quickly_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick: bool, pauses: bool
+) -> None:
+    stretches: list[int] = []
+    send_quickly = transports._send_quickly
+
+    def noted(*given: int) -> int:
+        stretches.append(send_quickly(*given))
+        return stretches[-1]
+
+    monkeypatch.setattr(transports, "_send_quickly", noted)
+    monkeypatch.setattr(transports, "_IN_THREAD", 3 << 20)
+    monkeypatch.setattr(transports, "_QUICK_SECONDS", 60.0 if quick else -1.0)
+    data = random.Random(7).randbytes(1 << 20) * 30
+    path = tmp_path / "large"
+    path.write_bytes(data)
+    length = len(data) - 11
+    with path.open("rb") as opened:
+        application = answering(begins(200, (LENGTH, b"%d" % length)), sends(opened, offset=11, count=length))
+        async with speaking(application) as peer:
+            await peer.send(GET)
+            received = bytearray()
+            while not received.endswith(data[-100:]) or len(received) < length:
+                some = await peer.stream.receive_some(1 << 20)
+                assert some
+                received += some
+                if pauses:
+                    await trio.sleep(0.005)
+    assert received.partition(b"\r\n\r\n")[2] == data[11:]
+    assert bool(stretches) is quick
 
 
 RANGES = [(0, 0), (0, 1), (5, 1000), (255, 65536), (1, 65537), (3, 5_000_000), (5_119_999, 1)]
