@@ -28,6 +28,7 @@ from ._operations import DeleteTag, PushManifest, TagCondition
 
 _log = logging.getLogger("moorage.registry")
 
+_REMEMBERED = 16_384
 _CAS_TRIES = 16
 _HOLDS = 256
 _HOLD_SECONDS = 10.0
@@ -213,9 +214,10 @@ class Tags:
         """Return up to `limit` tags in byte order after `after`, and whether more follow."""
 
         async def are_there(names: Sequence[str]) -> list[bool]:
-            keys = [layout.tag_current_link(repository, Tag(name)) for name in names if _is_tag(name)]
+            tags = [_tag(name) for name in names]
+            keys = [layout.tag_current_link(repository, tag) for tag in tags if tag is not None]
             there = iter(await self._driver.are_there(keys))
-            return [_is_tag(name) and next(there) for name in names]
+            return [tag is not None and next(there) for tag in tags]
 
         names, more = await names_below(
             self._driver,
@@ -225,16 +227,20 @@ class Tags:
             exist=are_there,
             believed=_is_tag if self._listed_is_there else None,
         )
-        return [Tag(name) for name in names], more
+        return [tag for name in names if (tag := _tag(name)) is not None], more
 
 
-@lru_cache(4096)
-def _is_tag(name: str) -> bool:
+@lru_cache(_REMEMBERED)
+def _tag(name: str) -> Tag | None:
+    """Return the tag of that name; None if it can be none."""
     try:
-        Tag(name)
+        return Tag(name)
     except TagInvalid:
-        return False
-    return True
+        return None
+
+
+def _is_tag(name: str) -> bool:
+    return _tag(name) is not None
 
 
 def _contended(tag: Tag) -> Unavailable:
