@@ -16,7 +16,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import cast
 
@@ -27,6 +27,7 @@ from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEven
 
 from moorage import (
     MANIFEST_LIMIT,
+    CheckAccess,
     ClientLeft,
     Credentials,
     FileRange,
@@ -63,6 +64,7 @@ from .routes import (
 _log = logging.getLogger("moorage.app")
 _access_log = logging.getLogger("moorage.access")
 
+_READ_UNASKED = 64 << 10
 _DRAIN_BYTES = 64 << 20
 _DRAIN_SECONDS = 10
 _STALLED_SECONDS = 60
@@ -156,12 +158,17 @@ class RequestBody:
         return message.get("body", b"")
 
     async def read(
-        self, limit: int, *, what: str = "a manifest", error: type[RegistryError] = ManifestTooLarge
+        self,
+        limit: int,
+        *,
+        what: str = "a manifest",
+        error: type[RegistryError] = ManifestTooLarge,
+        admit: Callable[[], Awaitable[object]] | None = None,
     ) -> bytes:
-        """Return the whole body, which is `what`.
+        """Return the whole body, which is `what`; of a large one most is read after `admit` returned.
 
         Raises:
-            RegistryError: it has more than `limit` bytes, as an `error`.
+            RegistryError: it has more than `limit` bytes, as an `error`; or what `admit` raises.
             ClientLeft: the client went away.
         """
         if self.length is not None and self.length > limit:
@@ -172,6 +179,9 @@ class RequestBody:
             data += await self.next()
             if len(data) > limit:
                 raise error(f"{what} has at most {limit} bytes")
+            if admit is not None and len(data) > _READ_UNASKED:
+                await admit()
+                admit = None
         return bytes(data)
 
     async def drop(self) -> None:
@@ -305,9 +315,31 @@ class Application:
         if operation is None and request.path == TOKEN_PATH:
             form = await body.read(FORM_LIMIT, what="a form", error=TokenRequestInvalid)
             operation = token_by_form(request, form)
-        operation = operation or await _manifest_push(request, body)
+        operation = operation or await self._manifest_push(request, body)
         outcome.operation = operation
         return respond(request, operation, await self._handler(operation), prefix)
+
+    async def _manifest_push(self, request: Request, body: RequestBody) -> Operation[object]:
+        """Return the push of a manifest that `request` is; its body is read whole, within the limit.
+
+        Who may not push cannot have much of it kept in memory.
+        """
+        repository, reference, tags, media_type = manifest_push_target(request)
+        push = PushManifest(
+            origin=request.origin,
+            repository=repository,
+            reference=reference,
+            media_type=media_type,
+            data=b"",
+            tags=tags,
+            if_match=entity_tags(request.headers.joined(b"if-match")),
+            if_none_match=entity_tags(request.headers.joined(b"if-none-match")),
+        )
+
+        async def admit() -> None:
+            await self._handler(CheckAccess(origin=push.origin, needed=push.access))
+
+        return msgspec.structs.replace(push, data=await body.read(MANIFEST_LIMIT, admit=admit))
 
     def _failed(self, request: Request | None, error: Exception, origin: Origin, outcome: "_Outcome") -> Response:
         """Return the response to `error`; what is no `RegistryError` is a fault of ours, logged and not told."""
@@ -451,21 +483,6 @@ async def _send_file(file: FileRange, send: ASGISendCallable) -> None:
     message = {"type": _ZERO_COPY, "file": file.descriptor, "offset": file.offset, "count": file.length}
     # hypercorn's types know its own messages only.
     await send(cast("ASGISendEvent", {**message, "more_body": False}))
-
-
-async def _manifest_push(request: Request, body: RequestBody) -> Operation[object]:
-    """Return the push of a manifest that `request` is; its body is read whole, within the limit."""
-    repository, reference, tags, media_type = manifest_push_target(request)
-    return PushManifest(
-        origin=request.origin,
-        repository=repository,
-        reference=reference,
-        media_type=media_type,
-        data=await body.read(MANIFEST_LIMIT),
-        tags=tags,
-        if_match=entity_tags(request.headers.joined(b"if-match")),
-        if_none_match=entity_tags(request.headers.joined(b"if-none-match")),
-    )
 
 
 def _origin_form(target: str) -> str:

@@ -52,6 +52,7 @@ from ._operations import (
     Blob,
     BlobPushed,
     CancelUpload,
+    CheckAccess,
     CommitUpload,
     CountUploads,
     DeleteBlob,
@@ -140,6 +141,7 @@ class Registry:
         # One method for each operation; the class of an operation fixes the class of its reply.
         self._methods: dict[type, Callable[..., Awaitable[object]]] = {
             Ping: self._ping,
+            CheckAccess: self._ping,
             PullManifest: self.pull_manifest,
             PullBlob: self.pull_blob,
             PushManifest: self.push_manifest,
@@ -179,7 +181,8 @@ class Registry:
         except DriverError as error:
             raise told(error) from error
 
-    async def _ping(self, operation: Ping) -> Pong:
+    async def _ping(self, operation: Ping | CheckAccess) -> Pong:
+        """Answer who may ask; where something decides about that, it has been asked."""
         del operation
         return Pong()
 

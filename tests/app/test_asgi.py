@@ -24,12 +24,15 @@ from asgi_client import EMPTY, Conversation, client_of, image, scope_of
 from moorage import (
     MANIFEST_LIMIT,
     OCI_MANIFEST,
+    CheckAccess,
     ClientLeft,
+    Denied,
     Digest,
     Handler,
     MemoryDriver,
     Operation,
     Origin,
+    PushManifest,
     R,
     Reader,
     Registry,
@@ -417,6 +420,35 @@ async def test_a_chunked_manifest_is_refused_as_soon_as_it_is_too_large() -> Non
         (entry,) = json.loads(cast("bytes", body["body"]))["errors"]
         assert entry["code"] == "SIZE_INVALID"
         conversation.leave()
+
+
+class NoPushes:
+    """A handler that lets nobody push, and notes what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[type] = []
+
+    async def __call__(self, operation: Operation[R], /) -> R:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(type(operation))
+        assert [each.action for each in operation.access] == ["pull", "push"]
+        raise Denied("you may not push")
+
+
+async def test_of_who_may_not_push_little_of_a_manifest_is_read() -> None:
+    handler = NoPushes()
+    client = client_of(handler)
+    headers = [("Content-Type", OCI_MANIFEST), ("Transfer-Encoding", "chunked")]
+    async with client.conversation("PUT", "/v2/a/manifests/v1", headers) as conversation:
+        for _ in range(3):
+            await conversation.send(b" " * 30_000)
+        assert (await conversation.message())["status"] == 403
+        conversation.leave()
+    assert handler.asked == [CheckAccess]
+    # A small one is not asked about twice.
+    answer = await client.ask("PUT", "/v2/a/manifests/v1", [("Content-Type", OCI_MANIFEST)], [b" " * 30_000])
+    assert answer.status == 403
+    assert handler.asked == [CheckAccess, PushManifest]
 
 
 async def test_a_manifest_of_just_the_limit_is_taken() -> None:
