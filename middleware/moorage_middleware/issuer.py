@@ -15,7 +15,6 @@ import datetime as dt
 import re
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,6 +30,7 @@ from moorage import (
     CheckAccess,
     Credentials,
     Denied,
+    Duration,
     Grant,
     Handler,
     IssuedToken,
@@ -50,7 +50,7 @@ from moorage import (
     needed_scopes,
 )
 
-from ._values import Seconds
+from ._remembered import Remembered
 
 if TYPE_CHECKING:
     from ._keyring import KeyRing
@@ -111,9 +111,9 @@ class Issuing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     issuer: str = "moorage"
     realm: str = ""
     algorithm: Literal["EdDSA", "ES256"] = "EdDSA"
-    ttl: Seconds = Seconds(300)
-    refresh: Seconds = Seconds(30 * _DAY)
-    rotate: Seconds = Seconds(30 * _DAY)
+    ttl: Duration = 300
+    refresh: Duration = 30 * _DAY
+    rotate: Duration = 30 * _DAY
     revoked_before: Moment = Moment(0)
     revoked: tuple[str, ...] = ()
 
@@ -130,9 +130,9 @@ class Issuing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             if not text.isascii() or not text.isprintable() or (not text and name != "realm"):
                 raise ValueError(f"{name} has {text[:40]!r}; allowed is text of printable ASCII")
         if not 10 <= self.ttl <= _DAY:
-            raise ValueError("ttl is a time from 10s to 1d")
+            raise ValueError("ttl is a time from 10s to 24h")
         if self.refresh and not self.ttl <= self.refresh <= 366 * _DAY:
-            raise ValueError("refresh is 0, or a time from ttl to 366d")
+            raise ValueError("refresh is 0, or a time from ttl to 8784h")
         if self.rotate < 1 or self.kept / self.rotate > _KEYS_LIMIT:
             raise ValueError(f"rotate is too short: more than {_KEYS_LIMIT} keys would be in use for these tokens")
 
@@ -298,7 +298,7 @@ class OwnTokens:
         self._options = options
         self._keys = keys
         self._trusted = keys.keys
-        self._verified: OrderedDict[str, tuple[Caller, float]] = OrderedDict()
+        self._verified: Remembered[str, tuple[Caller, float]] = Remembered(most=_REMEMBERED)
 
     @property
     def challenge(self) -> str:
@@ -330,7 +330,6 @@ class OwnTokens:
         token = shown.value
         known = self._verified.get(token) if shown.scheme == "bearer" else None
         if known is not None and known[1] > time.time():
-            self._verified.move_to_end(token)
             return known[0]
         claims = await self._verify(shown)
         if claims is None:
@@ -341,9 +340,7 @@ class OwnTokens:
             name=claims.sub, groups=frozenset(claims.groups), grants=tuple(map(_grant, claims.access or ()))
         )
         if len(token) <= _REMEMBERED_LENGTH:
-            self._verified[token] = (caller, claims.exp + _LEEWAY)
-            if len(self._verified) > _REMEMBERED:
-                self._verified.popitem(last=False)
+            self._verified.put(token, (caller, claims.exp + _LEEWAY))
         return caller
 
     async def _verify(self, shown: Credentials) -> _Claims | None:

@@ -37,6 +37,7 @@ from moorage import (
     Digest,
     Driver,
     DriverError,
+    Duration,
     Glob,
     Handler,
     KeyUnknown,
@@ -63,7 +64,6 @@ from moorage import (
     open_helpers,
 )
 
-from ._values import Seconds
 from .size_limits import Size
 
 _log = logging.getLogger("moorage.quota")
@@ -98,7 +98,7 @@ class Quotas(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     limits: tuple[Quota, ...] = ()
-    recount: Seconds = Seconds(86400)
+    recount: Duration = 86400
 
     def __post_init__(self) -> None:
         """Refuse two quotas on the same repositories, and to count without a pause.
