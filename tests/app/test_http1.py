@@ -9,7 +9,8 @@ from hypercorn.typing import HTTPScope
 from trio.testing import MockClock
 
 from http1_peer import Answer, Asked, Certificates, Receive, Recorder, Send, body, reply, speaking, start, whole_body
-from moorage_app.http1 import HEAD_BYTES, HEADERS_LIMIT
+from moorage_app.http1 import HEADERS_LIMIT
+from moorage_app.http1_exchange import HEAD_BYTES
 
 SECOND = b"GET /second HTTP/1.1\r\nHost: a\r\n\r\n"
 
