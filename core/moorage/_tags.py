@@ -4,7 +4,8 @@ A tag means the digest in its `current` link, if that manifest is in the reposit
 meant, and nobody needs it to answer a client.
 
 A list of tags looks for the `current` link of each. Of a store behind a network that is a request for each, so there a
-tag that has anything is believed to have that, and the history is written after it and removed before it.
+tag that has anything is believed to have that, and the history is written after it and removed before it. Of a store
+that is near, the history is the way from a digest to its tags: it is written before the link and removed after it.
 """
 
 import logging
@@ -22,7 +23,7 @@ from ._digests import Digest
 from ._driver import Condition, Driver, Unchanged
 from ._errors import ConditionFailed, InternalError, PreconditionFailed, TagFixed, TagInvalid, Unavailable
 from ._links import exists, read_link, read_versioned_link
-from ._listing import names_below
+from ._listing import children, names_below
 from ._names import Reference, RepositoryName, Tag
 from ._operations import DeleteTag, PushManifest, TagCondition
 
@@ -180,8 +181,7 @@ class Tags:
             link, condition = await self._readable(repository, tag)
             return link == digest and await self._remove(repository, tag, condition)
 
-        # All at once: for a page, some stores look through all of them.
-        tags, _ = await self.page(repository, after="", limit=_ALL)
+        tags = await self._that_may_mean(repository, digest)
         gone = await map_bounded(remove, tags, limit=self._reads_at_once)
         return tuple(tag for tag, was_removed in zip(tags, gone, strict=True) if was_removed)
 
@@ -195,11 +195,22 @@ class Tags:
         async def means(tag: Tag) -> bool:
             return (await self._readable(repository, tag))[0] == digest
 
-        tags, _ = await self.page(repository, after="", limit=_ALL)
+        tags = await self._that_may_mean(repository, digest)
         fixed = [tag for tag in tags if condition.fixes(tag)]
         found = await map_bounded(means, fixed, limit=self._reads_at_once)
         if meant := [tag for tag, means_it in zip(fixed, found, strict=True) if means_it]:
             raise TagFixed(meant, digest)
+
+    async def _that_may_mean(self, repository: RepositoryName, digest: Digest) -> Sequence[Tag]:
+        """Return all tags that can mean `digest`; where looking costs no request, those whose history has it."""
+        if self._listed_is_there:
+            # All at once: for a page, some stores look through all of them.
+            tags, _ = await self.page(repository, after="", limit=_ALL)
+            return tags
+        names = await children(self._driver, layout.tags(repository))
+        known = [tag for tag in map(_tag, sorted(names)) if tag is not None]
+        there = await self._driver.are_there([layout.tag_index_link(repository, tag, digest) for tag in known])
+        return [tag for tag, meant_it in zip(known, there, strict=True) if meant_it]
 
     async def _readable(self, repository: RepositoryName, tag: Tag) -> tuple[Digest | None, Condition | None]:
         """Return what the link of a tag holds, and the condition that it still does."""
