@@ -41,7 +41,10 @@ from moorage import (
     RegistryError,
     RepositoryName,
     Tag,
+    check_options,
+    claimed_sections,
     configuration_schema,
+    load_configuration,
     offered_sections,
     open_registry,
 )
@@ -331,6 +334,20 @@ AUTHENTICATION = (TOP / "docs/authentication.md").read_text(encoding="utf-8")
 @pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", AUTHENTICATION, re.DOTALL))
 def test_every_example_of_authentication_is_a_configuration_that_is_in_effect(text: str) -> None:
     assert loaded(text).warnings == ()
+
+
+def _for_operators() -> list[str]:
+    texts = [(TOP / page).read_text(encoding="utf-8") for page in ("docs/security.md", "docs/deployment.md")]
+    return re.findall(r"```yaml\n(version: .*?)```", "".join(texts), re.DOTALL)
+
+
+@pytest.mark.parametrize("at", range(len(_for_operators())))
+def test_every_configuration_for_operators_is_in_effect(at: int, tmp_path: Path) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text(_for_operators()[at], encoding="utf-8")
+    plugins = installed()
+    found = load_configuration(file, {}, claimed=claimed_sections(plugins))
+    assert (found.warnings, check_options(found.configuration, plugins)) == ((), ())
 
 
 def test_every_option_of_an_authenticator_is_in_its_table() -> None:

@@ -36,6 +36,7 @@ from moorage import (
     ManifestTooLarge,
     Operation,
     Origin,
+    ParameterInvalid,
     PushManifest,
     RegistryError,
     SizeInvalid,
@@ -262,7 +263,7 @@ class Application:
         if body.left and outcome.status is None:
             outcome.status = ClientLeft.status
         if self._settings.access_log:
-            _log_access(scope, origin, outcome, time.perf_counter() - began)
+            _log_access(scope["method"], raw_path, origin, outcome, time.perf_counter() - began)
 
     # ---- answering
 
@@ -293,6 +294,7 @@ class Application:
             if self._draining:
                 raise Unavailable("the registry is shutting down", retry_after=1)
             _check_length(headers)
+            _check_credentials(headers)
             operation = operation_of(request, self._settings.limits, token_server=self._settings.token_server)
             response: Response | None = None
             async with _watched(scope, body):
@@ -522,6 +524,17 @@ def _check_length(headers: Headers) -> None:
         raise SizeInvalid("Content-Length is one number")
 
 
+def _check_credentials(headers: Headers) -> None:
+    """Refuse an Authorization that says two things: another one may be what a proxy has looked at.
+
+    Raises:
+        ParameterInvalid: it does.
+    """
+    shown = headers.all(b"authorization")
+    if len(shown) > 1 and len(set(shown)) > 1:
+        raise ParameterInvalid("Authorization is sent once")
+
+
 def _credentials(headers: Headers) -> Credentials | None:
     values = headers.all(b"authorization")
     if not values:
@@ -546,10 +559,10 @@ async def _lifespan(receive: ASGIReceiveCallable, send: ASGISendCallable) -> Non
             return
 
 
-def _log_access(scope: HTTPScope, origin: Origin, outcome: _Outcome, seconds: float) -> None:
+def _log_access(method: str, path: str, origin: Origin, outcome: _Outcome, seconds: float) -> None:
     fields: dict[str, object] = {
-        "method": scope["method"],
-        "path": scope["raw_path"].decode("latin-1"),
+        "method": method,
+        "path": path,
         "status": outcome.status,
         "bytes": outcome.sent,
         "seconds": round(seconds, 6),

@@ -15,6 +15,12 @@ from structlog.typing import Processor, WrappedLogger
 
 _MOST_HELD = 10_000
 
+_WIRE = (
+    "aiobotocore", "aiohttp", "asyncio", "azure", "boto3", "botocore", "coredis", "fsspec", "google", "h11", "h2", "hpack",
+    "httpcore", "httpx", "msal", "paramiko", "requests", "s3fs", "s3transfer", "urllib3",
+)  # fmt: skip
+"""Loggers of libraries that, asked for more than warnings, tell URLs and headers, and with them credentials."""
+
 Formatter = Literal["text", "json", "logstash"]
 
 
@@ -67,7 +73,8 @@ def configure_logs(
 ) -> None:
     """Send logs to standard error, from `level` upwards.
 
-    Without a `formatter` it is text on a terminal and JSON otherwise. `fields` stand in every line.
+    Without a `formatter` it is text on a terminal and JSON otherwise. `fields` stand in every line. Libraries that would
+    tell what goes over the wire are heard from warnings upwards only.
     """
     static = dict(fields or {})
 
@@ -103,3 +110,5 @@ def configure_logs(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(getattr(logging, level.upper().replace("WARN", "WARNING").replace("WARNINGING", "WARNING")))
+    for name in _WIRE:
+        logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

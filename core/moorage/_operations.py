@@ -26,6 +26,9 @@ R_co = TypeVar("R_co", covariant=True)
 Action = Literal["pull", "push", "delete", "catalog"]
 
 
+_SCHEMES = frozenset({"basic", "bearer", "refresh_token"})
+
+
 class Credentials(msgspec.Struct, frozen=True):
     """What came with a request to say who asks: the scheme (`basic`, `bearer`, lower case) and its value."""
 
@@ -33,8 +36,8 @@ class Credentials(msgspec.Struct, frozen=True):
     value: str
 
     def __repr__(self) -> str:
-        """Return a text without the secret."""
-        return f"Credentials(scheme={self.scheme!r}, value=…)"
+        """Return a text without the secret; a scheme that is not known may be one, sent without a scheme before it."""
+        return f"Credentials(scheme={self.scheme if self.scheme in _SCHEMES else '…'!r}, value=…)"
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):

@@ -40,7 +40,8 @@ _DECIMAL: Final = re.compile(
 _SECRET: Final = re.compile(
     r"secret|passw|passphrase|token|key|credential|authori[sz]ation|cookie|private|signature|sas|connectionstring|dsn"
 )
-_USER_INFORMATION: Final = re.compile(r"(?<=://)[^\s@]*@")
+# Up to the last of them: a password may have an unescaped @, which most parsers take.
+_USER_INFORMATION: Final = re.compile(r"(?<=://).*@", re.DOTALL)
 _QUERY: Final = re.compile(r"(?<=\?).*", re.DOTALL)
 _PLAIN_WORD: Final = re.compile(r"[\w.-]{1,80}")
 

@@ -594,6 +594,21 @@ async def test_each_request_has_one_line_in_the_log(caplog: pytest.LogCaptureFix
     assert (line["status"], line["code"]) == (400, "NAME_INVALID")
 
 
+async def test_the_user_information_of_a_target_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    client = client_of()
+    for path in ("/v2/", "/nothing"):
+        (line,) = await access_lines(caplog, lambda: client.ask("GET", f"http://ann:canary@host{path}"))  # noqa: B023 - awaited here
+        assert line["path"] == path
+
+
+async def test_two_authorizations_that_differ_are_refused() -> None:
+    client = client_of()
+    one, other = ("Authorization", "Bearer a"), ("authorization", "Bearer b")
+    assert (await client.ask("GET", "/v2/", [one, one])).status == 200
+    for headers in ([one, other], [one, one, other]):
+        assert (await client.ask("GET", "/v2/", headers)).status == 400
+
+
 async def test_a_client_that_left_is_logged_as_such(caplog: pytest.LogCaptureFixture) -> None:
     async def leave() -> None:
         stuck = Stuck()

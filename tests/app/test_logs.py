@@ -88,6 +88,19 @@ def test_a_level_shows_itself_and_what_is_worse(stream: Stream, level: str, show
     assert [line["level"] for line in lines(stream)] == shown
 
 
+@pytest.mark.parametrize(
+    "name", ["hpack.hpack", "httpx", "botocore.auth", "azure.core.pipeline", "urllib3.connectionpool"]
+)
+def test_libraries_never_tell_what_goes_over_the_wire(stream: Stream, name: str) -> None:
+    for level, shown in (("debug", ["warning"]), ("error", [])):
+        stream.truncate(0)
+        stream.seek(0)
+        configure_logs(level=level, formatter="json")
+        for each in (logging.DEBUG, logging.INFO, logging.WARNING):
+            logging.getLogger(name).log(each, "x")
+        assert [line["level"] for line in lines(stream)] == shown
+
+
 def test_fields_of_an_event_stand_beside_the_configured_ones_and_win(stream: Stream) -> None:
     configure_logs(level="info", formatter="json", fields={"service": "registry", "status": "configured"})
     logging.getLogger("moorage.x").info("done", extra={"fields": {"status": 200, "path": "/v2/"}})

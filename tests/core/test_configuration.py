@@ -997,6 +997,22 @@ def test_no_secret_is_shown(load: Load) -> None:
     assert configuration.storage.parameters["secretkey"] == "canary-secret"
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("sftp://me:canary@host/x", "sftp://***@host/x"),
+        ("sftp://me:can@ary@host/x", "sftp://***@host/x"),
+        ("sftp://me:can ary@host/x", "sftp://***@host/x"),
+        ("sftp://me:can/a?ry@host/x?y=canary", "sftp://***@host/x?***"),
+        ("https://host/x?y=canary@z", "https://***@z"),
+    ],
+)
+def test_the_user_information_of_a_url_is_hidden_whatever_is_in_it(load: Load, url: str, shown: str) -> None:
+    text = f"version: 0.1\nstorage: inmemory\nplugins: {{other: {{url: '{url}'}}}}\n"
+    plugins = load(text).configuration.shown()["plugins"]
+    assert plugins == {"other": {"url": shown}}
+
+
 def test_what_is_no_secret_stays_visible(load: Load) -> None:
     shown = load(FULL).configuration.shown()
     assert shown["plugins"] == {

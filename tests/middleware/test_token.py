@@ -589,3 +589,5 @@ async def test_no_token_is_told(files: Path, caplog: pytest.LogCaptureFixture) -
         assert part not in caplog.text
     assert "its signature is wrong" in caplog.text
     assert wrong not in repr(Credentials("bearer", wrong))
+    # As it is understood when it comes without a scheme.
+    assert "canary" not in repr(Credentials("canary-token", ""))

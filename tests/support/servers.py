@@ -181,8 +181,8 @@ def configuration(root: Path, port: int, **more: object) -> dict[str, object]:
 
 
 def write_configuration(path: Path, settings: Settings) -> Path:
-    """Write `settings` as YAML."""
-    path.write_text(yaml.safe_dump(dict(settings)), encoding="utf-8")
+    """Write `settings` as YAML, in their order: authenticators are asked in it."""
+    path.write_text(yaml.safe_dump(dict(settings), sort_keys=False), encoding="utf-8")
     return path
 
 
