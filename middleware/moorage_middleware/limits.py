@@ -47,6 +47,7 @@ _REMEMBERED = 50_000
 _REPOSITORIES_REMEMBERED = 10_000
 _UPLOADS_RETRY = 5.0
 _OPEN_UPLOADS_RETRY = 60.0
+_UNSEEN_AT_FIRST = 1000
 _IPV6_HOST_BITS = 64
 
 _SENDING = frozenset({PushBlob, AppendUpload, CommitUpload})
@@ -365,10 +366,10 @@ class Sizes:
         """Look how many uploads are open, as seldom as the room that is left allows.
 
         After each look an eighth of the room is given away unseen, so that even eight workers which look at the same
-        moment stay within it.
+        moment stay within it. Before the first one little is, so that what few push costs no look.
         """
         repository = operation.repository
-        unseen = self._unseen.pop(repository, 0)
+        unseen = self._unseen.pop(repository, most // _UNSEEN_AT_FIRST)
         if not unseen:
             asks = CountUploads(origin=operation.origin, caller=operation.caller, repository=repository, limit=most)
             count = (await self._inner(asks)).count

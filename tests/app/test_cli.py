@@ -606,7 +606,7 @@ def test_who_refuses_what_is_turned_off_cannot_be_blocked(settings: str, said: s
 
 def test_what_a_blocked_plugin_would_have_seen_to_is_told(file: Path) -> None:
     block = "plugins: {block: [nondistributable]}\n"
-    file.write_text(GOOD + block + "auth: {silly: {realm: a}}\n")
+    file.write_text(GOOD + block + "auth: {badge: {realm: a}}\n")
     assert "not supported by this version, or its plugin is blocked (nondistributable)" in refused(run("serve", file))
     file.write_text(GOOD + block + "health: {storagedriver: {enabled: true}}\n")
     done = run("config", "check", file)

@@ -108,6 +108,7 @@ def ours(name: str, folder: Path) -> Subject:
     keys.write_text(key_set(public_jwk(new_key("ES256"), "one")), encoding="utf-8")
     options: dict[str, dict[str, dict[str, object]]] = {
         "drivers": {"filesystem": {"rootdirectory": f"{folder}/{{fresh}}"}},
+        "issuer": {"issuer": {"keys": str(folder / "keys")}},
         # Without `silly`, which by its nature lets in who shows anything; what else is asked of it is asked below.
         "middleware": {
             "anonymous": {},

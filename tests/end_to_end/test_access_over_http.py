@@ -52,7 +52,7 @@ def server(tmp_path: Path, audit: Path) -> Generator[Server]:
     with configured(
         tmp_path / "root",
         workers=2,
-        http={"trustedproxies": ["127.0.0.1"]},
+        http={"trustedproxies": ["127.0.0.1"], "h2c": {"enabled": True}},
         plugins={"paths": ["plugins"]},
         auth={"believer": {}},
         access=ACCESS,

@@ -46,18 +46,19 @@ async def a_commit_stands_between_what_belongs_around_it(store: Store) -> None:
         told.append(token)
         return [("uploads/1/state", b"whole"), ("kept/state", b"whole")]
 
+    data = b"four" * (_beyond_a_token(store) // 4)
     async with driver.open_upload("uploads/1/data", "blobs/a") as upload:
-        await upload.write(b"bytes")
+        await upload.write(data)
         token = await upload.suspend()
         await upload.write(b" and more")
         after = [("links/a", b"a"), ("links/b", b"b")]
         await upload.commit_between(driver, "blobs/a", before=before, after=after, drop="uploads/1/")
     true(len(told) == 1 and told[0], "what goes before the commit is not asked for once, with a token")
-    for key, data in (("blobs/a", b"bytes and more"), ("kept/state", b"whole"), *after):
+    for key, data in (("blobs/a", data + b" and more"), ("kept/state", b"whole"), *after):
         equal(await content(driver, key), data, f"what lies at {key!r}")
     equal(await exists(driver, "uploads/1/state"), False, "whether what was to be removed is there")
     with refuses(UploadGone, what="resuming what was committed"):
-        async with driver.resume_upload(token, 5):
+        async with driver.resume_upload(token, len(data)):
             pass
     async with driver.open_upload("uploads/2/data", "blobs/b") as upload:
         await upload.write(b"alone")
