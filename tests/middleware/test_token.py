@@ -123,6 +123,15 @@ async def test_what_is_not_shown_as_a_token_of_this_issuer_is_left_to_others(fil
         assert await known(bearer(signed(KEY, claims(iss="https://another.example"), kid="one"))) is None
 
 
+def timely(changes: dict[str, object]) -> dict[str, object]:
+    """Return `changes` with times as far from this moment as they were from that in which this module was read."""
+    passed = int(time.time()) - NOW
+    return {
+        name: value + passed if name in {"exp", "nbf", "iat"} and isinstance(value, int | float) else value
+        for name, value in changes.items()
+    }
+
+
 GOOD: dict[str, dict[str, object]] = {
     "audience in a list": {"aud": ["else", SERVICE]},
     "no nbf": {"nbf": None},
@@ -141,7 +150,7 @@ GOOD: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("what", GOOD)
 async def test_claims_that_are_odd_and_good(files: Path, what: str) -> None:
     async with opened_authenticator("token", options(files)) as known:
-        caller = await known(bearer(signed(KEY, claims(**GOOD[what]), kid="one")))
+        caller = await known(bearer(signed(KEY, claims(**timely(GOOD[what])), kid="one")))
     assert caller is not None
     assert caller.name == ("" if what == "no subject" else "ann")
     assert caller.grants is not None
@@ -202,7 +211,7 @@ BAD_CLAIMS: dict[str, dict[str, object]] = {
 @pytest.mark.parametrize("what", BAD_CLAIMS)
 async def test_one_wrong_claim_is_enough(files: Path, what: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    payload = json.dumps(claims(**BAD_CLAIMS[what])).encode()
+    payload = json.dumps(claims(**timely(BAD_CLAIMS[what]))).encode()
     token = jwt.PyJWS().encode(payload, KEY, algorithm="ES256", headers={"kid": "one"})
     async with opened_authenticator("token", options(files)) as known:
         await refused(known, token)
@@ -410,13 +419,14 @@ async def test_a_redirect_to_this_host_goes_to_a_host(files: Path, base: str, re
 
 
 async def test_a_token_is_verified_once_while_it_is_good(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    token = signed(KEY, claims(exp=NOW + 100), kid="one")
+    now = time.time()
+    token = signed(KEY, claims(exp=now + 100), kid="one")
     async with opened_authenticator("token", options(files)) as known:
         assert await known(bearer(token)) == ANN
         with monkeypatch.context() as patch:
             patch.setattr("moorage_middleware.token.check_signature", pytest.fail)
             assert await known(bearer(token)) == ANN
-        monkeypatch.setattr("moorage_middleware.token.time.time", lambda: NOW + 200)
+        monkeypatch.setattr("moorage_middleware.token.time.time", lambda: now + 200)
         await refused(known, token)
 
 

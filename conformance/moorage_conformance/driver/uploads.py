@@ -54,8 +54,8 @@ async def a_commit_stands_between_what_belongs_around_it(store: Store) -> None:
         after = [("links/a", b"a"), ("links/b", b"b")]
         await upload.commit_between(driver, "blobs/a", before=before, after=after, drop="uploads/1/")
     true(len(told) == 1 and told[0], "what goes before the commit is not asked for once, with a token")
-    for key, data in (("blobs/a", data + b" and more"), ("kept/state", b"whole"), *after):
-        equal(await content(driver, key), data, f"what lies at {key!r}")
+    for key, expected in (("blobs/a", data + b" and more"), ("kept/state", b"whole"), *after):
+        equal(await content(driver, key), expected, f"what lies at {key!r}")
     equal(await exists(driver, "uploads/1/state"), False, "whether what was to be removed is there")
     with refuses(UploadGone, what="resuming what was committed"):
         async with driver.resume_upload(token, len(data)):
