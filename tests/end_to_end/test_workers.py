@@ -176,10 +176,20 @@ def connection_to(server: Server, worker: int) -> Generator[HTTPConnection]:
     for pid in others:
         os.kill(pid, signal.SIGSTOP)
     try:
-        connection = HTTPConnection("127.0.0.1", server.port, timeout=60)
-        connection.request("GET", "/v2/")
-        connection.getresponse().read()
+        # Each worker has connections of its own, so some wait at those that are stopped.
+        for _ in range(60):
+            connection = HTTPConnection("127.0.0.1", server.port, timeout=1)
+            try:
+                connection.request("GET", "/v2/")
+                connection.getresponse().read()
+            except TimeoutError:
+                connection.close()
+                continue
+            break
+        else:
+            raise AssertionError("no connection comes to the worker")
         assert connection.sock is not None
+        connection.sock.settimeout(60)
     finally:
         for pid in others:
             os.kill(pid, signal.SIGCONT)
