@@ -52,10 +52,6 @@ _log = logging.getLogger("moorage.uploads")
 _PIECE = 512 << 10
 """Bytes gathered before they are hashed and written: each such step may cost a hop to a thread."""
 
-_LARGE_PIECE = 1 << 20
-_GATHERED = 16 << 20
-"""Pieces are larger while few bodies are received at once, since a hop costs as much as hashing 50 KiB."""
-
 _TINY = 4096
 """Chunks of up to so many bytes are put into one buffer: each for itself would cost more than it holds."""
 
@@ -146,7 +142,6 @@ class Uploads:
         """Keep sessions on `driver`."""
         self._driver = driver
         self._warm = _Warm()
-        self._gathering = _Gathering(_PIECE if driver.capabilities.remote else _LARGE_PIECE)
 
     async def open(self, repository: RepositoryName, *, digest: Digest | None, algorithm: str | None) -> str:
         """Open a session and return its id.
@@ -214,16 +209,14 @@ class Uploads:
             DigestInvalid: the content has another digest; the session is gone.
         """
         check_algorithm(operation.digest.algorithm)
-        link = layout.layer_link(operation.repository, operation.digest), layout.link_content(operation.digest)
+        link = _link(operation)
         try:
             async with self._held(operation) as held:
                 await held.receive(operation.body, operation.length, acknowledge=False)
                 await held.commit(operation.digest, link)
-                held.saved = None
         except UploadGone:
             await self._finish_interrupted(operation)
-            await self._driver.write_all([link])
-            await self._finish(operation.repository, operation.upload_id)
+            await _finish(self._driver, layout.upload(operation.repository, operation.upload_id), link)
         except DigestInvalid:
             await self.remove(operation.repository, operation.upload_id)
             raise
@@ -238,7 +231,6 @@ class Uploads:
         hasher = open_hasher(operation.digest.algorithm)
         upload_id = _new_upload_id()
         session = layout.upload(operation.repository, upload_id)
-        link = layout.layer_link(operation.repository, operation.digest), layout.link_content(operation.digest)
         destination = self._destination(operation.digest)
         async with self._driver.open_upload(session + "data", destination) as upload:
             try:
@@ -248,11 +240,13 @@ class Uploads:
                         await upload.write(piece)
                         await hashing.add(piece)
 
-                    await self._gathering.in_pieces(operation.body, take)
+                    await _in_pieces(operation.body, take)
                 _compare(operation.digest, hasher.digest())
                 # A remote store keeps nothing of an upload that was committed or aborted.
                 drop = "" if self._driver.capabilities.remote else session
-                await upload.commit_between(self._driver, layout.blob(operation.digest), after=[link], drop=drop)
+                await upload.commit_between(
+                    self._driver, layout.blob(operation.digest), after=[_link(operation)], drop=drop
+                )
             except BaseException:
                 # What ends it is told, not what may go wrong with cleaning up; of a committed upload nothing is left.
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS), suppress(DriverError):
@@ -284,11 +278,6 @@ class Uploads:
         session = layout.upload(repository, upload_id)
         await self._driver.delete(session + "state", durable=False)
         await self._driver.delete_below(session, durable=False)
-
-    async def _finish(self, repository: RepositoryName, upload_id: str) -> None:
-        """Remove a session that was committed."""
-        self._warm.take(upload_id)
-        await _remove_committed(self._driver, layout.upload(repository, upload_id))
 
     async def expire(self, *, older_than: float, dry_run: bool) -> int:
         """Remove the sessions, of any implementation, that nothing has happened to since Unix time `older_than`.
@@ -367,7 +356,7 @@ class Uploads:
                     if version_now != version:
                         raise _busy(operation.upload_id, now.offset)
                 condition = Unchanged(version) if self._driver.capabilities.cas and not exclusive else None
-                held = _Held(self._driver, self._gathering, session, operation.upload_id, state, upload, condition)
+                held = _Held(self._driver, session, operation.upload_id, state, upload, condition)
                 yield held
                 if held.saved is not None:
                     self._keep_warm(operation.upload_id, *held.saved)
@@ -428,7 +417,6 @@ class _Held:
     def __init__(
         self,
         driver: Driver,
-        gathering: "_Gathering",
         session: str,
         upload_id: str,
         state: _State,
@@ -438,7 +426,6 @@ class _Held:
         self.offset = state.offset
         self.saved: tuple[_State, str | None] | None = None
         self._driver = driver
-        self._gathering = gathering
         self._session = session
         self._upload_id = upload_id
         self._state = state
@@ -472,7 +459,7 @@ class _Held:
 
         try:
             async with _open_hashing(self._hasher) as hashing:
-                await self._gathering.in_pieces(body, take)
+                await _in_pieces(body, take)
         except SizeInvalid:
             raise
         except StoreFull:
@@ -501,22 +488,27 @@ class _Held:
             except DigestInvalid:
                 await self._upload.abort()
                 raise
-            if self._driver.capabilities.remote or self._condition is not None:
-                await self._save_before_commit()
-                await self._commit_to(layout.blob(digest), digest)
-                await self._driver.write_all([link])
-                await _remove_committed(self._driver, self._session)
-            else:
+            if self._is_one_step:
                 before = None if self.offset == self._state.offset else self._told
                 await self._upload.commit_between(
                     self._driver, layout.blob(digest), before=before, after=[link], drop=self._session
                 )
+                return
+            await self._save_before_commit()
+            await self._commit_to(layout.blob(digest), digest)
         else:
             await self._save_before_commit()
             await self._commit_to(self._session + "content", digest)
             await _commit_content(self._driver, self._session, digest)
-            await self._driver.write_all([link])
-            await _remove_committed(self._driver, self._session)
+        await _finish(self._driver, self._session, link)
+        # Of what was saved before the commit nothing is left.
+        self.saved = None
+
+    @property
+    def _is_one_step(self) -> bool:
+        """Whether a commit needs no more than to be told what stands around it: no condition, and no way back."""
+        capabilities = self._driver.capabilities
+        return self._condition is None and not capabilities.remote and not capabilities.announced_destination
 
     async def _commit_to(self, destination: str, digest: Digest) -> None:
         announced = self._state.announced
@@ -588,8 +580,14 @@ async def _save_state(driver: Driver, session: str, state: _State, condition: Co
     return await driver.write(session + "state", encode_json(state), condition=condition, durable=False)
 
 
-async def _remove_committed(driver: Driver, session: str) -> None:
-    """Remove what is left of a session whose bytes have become a blob, in any order: who finds `state` looks there."""
+def _link(operation: CommitUpload | PushBlob) -> tuple[str, bytes]:
+    """Return the link that makes a blob one of its repository, as key and content."""
+    return layout.layer_link(operation.repository, operation.digest), layout.link_content(operation.digest)
+
+
+async def _finish(driver: Driver, session: str, link: tuple[str, bytes]) -> None:
+    """Write the `link` of a blob, then remove what is left of its session, in any order: who finds `state` looks there."""
+    await driver.write_all([link])
     if driver.capabilities.remote:
         # Nothing else is left of it.
         await driver.delete(session + "state", durable=False)
@@ -673,48 +671,33 @@ def _compare(expected: Digest, found: Digest) -> None:
         )
 
 
-class _Gathering:
-    """Gathers the bytes of bodies into pieces, which are the larger the fewer bodies are received at once."""
+async def _in_pieces(body: Body, take: Callable[[bytes], Awaitable[None]]) -> None:
+    """Give the bytes of `body` to `take` in pieces of about `_PIECE` bytes.
 
-    def __init__(self, largest: int) -> None:
-        self._largest = largest
-        self._bodies = 0
-
-    async def in_pieces(self, body: Body, take: Callable[[bytes], Awaitable[None]]) -> None:
-        """Give the bytes of `body` to `take` in pieces of about equal size.
-
-        Also the last ones of a client that left, or of a request that was cancelled: servers do that when a client
-        leaves.
-        """
-        self._bodies += 1
-        try:
-            await self._in_pieces(body, take)
-        finally:
-            self._bodies -= 1
-
-    async def _in_pieces(self, body: Body, take: Callable[[bytes], Awaitable[None]]) -> None:
-        pending: list[bytes | bytearray] = []
-        size = 0
-        try:
-            async for chunk in body:
-                size += len(chunk)
-                if len(chunk) > _TINY:
-                    pending.append(chunk)
-                elif pending and isinstance(pending[-1], bytearray):
-                    pending[-1] += chunk
-                else:
-                    pending.append(bytearray(chunk))
-                if size >= _PIECE and size >= min(self._largest, _GATHERED // self._bodies):
-                    piece = b"".join(pending)
-                    pending, size = [], 0
-                    await take(piece)
-        except (ClientLeft, trio.Cancelled):
-            if size:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS):
-                    await take(b"".join(pending))
-            raise
+    Also the last ones of a client that left, or of a request that was cancelled: servers do that when a client leaves.
+    """
+    pending: list[bytes | bytearray] = []
+    size = 0
+    try:
+        async for chunk in body:
+            size += len(chunk)
+            if len(chunk) > _TINY:
+                pending.append(chunk)
+            elif pending and isinstance(pending[-1], bytearray):
+                pending[-1] += chunk
+            else:
+                pending.append(bytearray(chunk))
+            if size >= _PIECE:
+                piece = b"".join(pending)
+                pending, size = [], 0
+                await take(piece)
+    except (ClientLeft, trio.Cancelled):
         if size:
-            await take(b"".join(pending))
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS):
+                await take(b"".join(pending))
+        raise
+    if size:
+        await take(b"".join(pending))
 
 
 def _busy(upload_id: str, offset: int) -> UploadOutOfOrder:
