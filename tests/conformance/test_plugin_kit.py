@@ -79,6 +79,7 @@ BROKEN = {
     "BAD_CHALLENGE": ["its_challenge_can_be_sent", "wrong_credentials_are_refused"],
     "LETS_IN": ["who_shows_nothing_is_nobody", "wrong_credentials_are_refused"],
     "FAILS_ON_ODD_VALUES": ["wrong_credentials_are_refused"],
+    "NO_CHALLENGE": ["wrong_credentials_are_refused"],
     "CHALLENGES_BY_WHAT_WAS_SENT": ["its_challenge_can_be_sent"],
     "ONE_AT_ONCE": ["it_can_be_asked_many_times_at_once"],
     "LETS_THE_CANCELLED_IN": ["it_can_be_cancelled_at_every_await"],

@@ -535,6 +535,13 @@ class _FailsOnOddValues(Nobody):
         return None
 
 
+class _OneChallengeTooFew(Nobody):
+    challenge = ""
+
+    async def look(self, value: str) -> Caller | None:
+        raise Unauthorized("unknown", challenges=[])
+
+
 class _ChallengesByWhatWasSent(Nobody):
     def challenge_for(self, origin: Origin, needed: Sequence[Access], problem: str) -> str:
         return f'Bearer realm="{origin.base_url}/token"'
@@ -586,6 +593,7 @@ SOUND_AUTHENTICATOR = _authenticator(Nobody)
 BAD_CHALLENGE = _authenticator(_BadChallenge)
 LETS_IN = _authenticator(_LetsIn)
 FAILS_ON_ODD_VALUES = _authenticator(_FailsOnOddValues)
+NO_CHALLENGE = _authenticator(_OneChallengeTooFew)
 CHALLENGES_BY_WHAT_WAS_SENT = _authenticator(_ChallengesByWhatWasSent)
 ONE_AT_ONCE = _authenticator(_OneAtOnce)
 LETS_THE_CANCELLED_IN = _authenticator(_LetsTheCancelledIn)

@@ -98,6 +98,7 @@ async def _answer(
     try:
         said = await in_time(what, ask, patience)
     except Unauthorized as error:
+        true(error.challenges or authenticator.challenge, f"{what} is refused without a challenge")
         for each in error.challenges:
             _check_challenge(f"{what} is refused with the challenge", each)
         return error
