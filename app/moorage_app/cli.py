@@ -253,16 +253,16 @@ def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager", held: "HeldT
             name = configuration.storage.driver
             logger.warning("the %s store is seen by one process only, so one worker serves, not %d", name, count)
         count = 1
-    try:
-        listeners = bind(http.addr, unix=http.net == "unix")
-    except ConfigurationError as error:
-        _fail(error)
 
     def work(descriptors: list[int], ready: Callable[[], None]) -> None:
         _work(configuration, plugins, tls, descriptors, ready)
 
     scheme = "http" if tls is None else "https"
-    supervisor = Supervisor(listeners, work, workers=count, drain_seconds=http.drain_timeout, scheme=scheme)
+    try:
+        listeners = bind(http.addr, unix=http.net == "unix")
+        supervisor = Supervisor(listeners, work, workers=count, drain_seconds=http.drain_timeout, scheme=scheme)
+    except ConfigurationError as error:
+        _fail(error)
     return supervisor.run()
 
 

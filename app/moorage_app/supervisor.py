@@ -126,19 +126,16 @@ def _quick(listener: socket.socket) -> socket.socket:
     return listener
 
 
-def _reserved(listener: socket.socket) -> socket.socket:
-    """Return a socket that keeps the address of `listener`, which it closes, and does not listen.
+def _bound_like(other: socket.socket, *, instead: bool = False) -> socket.socket:
+    """Return another socket that keeps the address of `other`, which is closed before with `instead`.
 
     Raises:
-        OSError: somebody else took it in between.
+        OSError: somebody took it in between, or the system has no more sockets.
     """
-    only_ipv6 = listener.family is socket.AF_INET6 and listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-    family, name = listener.family, listener.getsockname()
-    listener.close()
-    return _bound_again(family, name, only_ipv6=bool(only_ipv6))
-
-
-def _bound_again(family: int, name: tuple[object, ...], *, only_ipv6: bool) -> socket.socket:
+    family, name = other.family, other.getsockname()
+    only_ipv6 = family == socket.AF_INET6 and other.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    if instead:
+        other.close()
     bound = socket.socket(family, socket.SOCK_STREAM)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -154,8 +151,7 @@ def _bound_again(family: int, name: tuple[object, ...], *, only_ipv6: bool) -> s
 
 def _listening_beside(reserved: socket.socket) -> socket.socket:
     """Return another socket that listens on the address that `reserved` keeps, with connections of its own."""
-    only_ipv6 = reserved.family is socket.AF_INET6 and reserved.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-    listener = _quick(_bound_again(reserved.family, reserved.getsockname(), only_ipv6=bool(only_ipv6)))
+    listener = _quick(_bound_like(reserved))
     listener.listen(BACKLOG)
     return listener
 
@@ -224,10 +220,16 @@ class Supervisor:
         Several workers on a network address get a listener each, among which Linux spreads connections evenly: of one
         that all wait at, whoever wakes first takes most. A dead worker's share goes to the others at once. `scheme` is
         what the addresses begin with where they are shown.
+
+        Raises:
+            ConfigurationError: somebody else has taken an address meanwhile.
         """
         of_network = all(each.family is not socket.AF_UNIX for each in listeners)
         spread = workers > 1 and sys.platform == "linux" and of_network and not _is_activated()
-        self._reserved = [_reserved(each) for each in listeners] if spread else []
+        try:
+            self._reserved = [_bound_like(each, instead=True) for each in listeners] if spread else []
+        except OSError as error:
+            raise ConfigurationError(f"http.addr: cannot be listened on by several: {error.strerror}") from error
         self._listeners = self._reserved or listeners
         self._work = work
         self._count = workers
