@@ -26,9 +26,14 @@ def name_and_password(credentials: Credentials | None) -> tuple[str, str] | None
 def challenge(scheme: str, parameters: Iterable[tuple[str, str]]) -> str:
     """Return a value of `WWW-Authenticate`; parameters without a value are left out.
 
-    Values need no escapes: settings have none with quotes, and names of repositories, actions and problems neither.
+    Values are quoted strings (RFC 9110, 5.6.4): a host may be what a client sent.
     """
-    return f"{scheme} " + ",".join(f'{name}="{value}"' for name, value in parameters if value)
+    return f"{scheme} " + ",".join(f"{name}={_quoted(value)}" for name, value in parameters if value)
+
+
+def _quoted(text: str) -> str:
+    shown = "".join(each if " " <= each <= "~" else "?" for each in text)
+    return '"' + shown.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def is_quotable(text: str) -> bool:

@@ -51,6 +51,7 @@ from moorage import (
 )
 
 from ._remembered import Remembered
+from ._shown import challenge
 
 if TYPE_CHECKING:
     from ._keyring import KeyRing
@@ -303,16 +304,17 @@ class OwnTokens:
     @property
     def challenge(self) -> str:
         """Where tokens are to be had, if nothing is known of the request."""
-        return f"Bearer realm={_quoted(self._options.realm or '/auth/token')},service={_quoted(self._options.service)}"
+        return self.challenge_for(Origin(), (), "")
 
     def challenge_for(self, origin: Origin, needed: Sequence[Access], problem: str) -> str:
         """Return where a token is to be had for what needs the rights `needed`."""
-        parts = {"realm": self._options.realm or f"{origin.base_url}/auth/token", "service": self._options.service}
-        if needed:
-            parts["scope"] = needed_scopes(needed)
-        if problem:
-            parts["error"] = problem
-        return "Bearer " + ",".join(f"{name}={_quoted(value)}" for name, value in parts.items())
+        parameters = [
+            ("realm", self._options.realm or f"{origin.base_url}/auth/token"),
+            ("service", self._options.service),
+            ("scope", needed_scopes(needed)),
+            ("error", problem),
+        ]
+        return challenge("Bearer", parameters)
 
     async def __call__(self, origin: Origin, /) -> Caller | None:
         """Return whom a token names, None if none of ours is shown.
@@ -399,12 +401,6 @@ def _unverified(part: str, type_: type[S]) -> S:
 
 def _grant(entry: _Entry) -> Grant:
     return Grant(entry.name if entry.type == "repository" else None, frozenset(entry.actions))
-
-
-def _quoted(text: str) -> str:
-    """Return `text`, which may be what a client sent, as a quoted string of a header (RFC 9110, 5.6.4)."""
-    shown = "".join(each if " " <= each <= "~" else "?" for each in text)
-    return '"' + shown.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 @asynccontextmanager

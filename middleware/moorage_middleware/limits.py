@@ -10,7 +10,7 @@ Rules this file keeps:
 
 import ipaddress
 import time
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from functools import lru_cache
@@ -41,6 +41,7 @@ from moorage import (
     hookimpl,
 )
 
+from ._remembered import Remembered
 from .size_limits import Size
 
 _REMEMBERED = 50_000
@@ -157,7 +158,7 @@ class Counts:
         self._budget = budget
         self._whose = whose
         self._clock = clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets: Remembered[str, tuple[float, float]] = Remembered(most=_REMEMBERED)
         self._uploads: Counter[str] = Counter()
 
     def take(self, key: str) -> None:
@@ -170,12 +171,10 @@ class Counts:
         if rate is None:
             return
         now = self._clock()
-        left, at = self._buckets.pop(key, (self._budget.at_once, now))
+        left, at = self._buckets.get(key) or (self._budget.at_once, now)
         left = min(left + (now - at) * rate, self._budget.at_once)
         enough = left >= 1
-        self._buckets[key] = (left - 1 if enough else left, now)
-        if len(self._buckets) > _REMEMBERED:
-            self._buckets.popitem(last=False)
+        self._buckets.put(key, (left - 1 if enough else left, now))
         if not enough:
             sentence = f"too many requests of this {self._whose}: {rate:g} a second are answered"
             raise TooManyRequests(sentence, retry_after=(1 - left) / rate)
@@ -298,7 +297,7 @@ class Sizes:
         """Pass on to `inner` what `options` allow."""
         self._options = options
         self._inner = inner
-        self._unseen: OrderedDict[RepositoryName, int] = OrderedDict()
+        self._unseen: Remembered[RepositoryName, int] = Remembered(most=_REPOSITORIES_REMEMBERED)
 
     async def __call__(self, operation: Operation[R], /) -> R:
         """Answer `operation`.
@@ -369,7 +368,9 @@ class Sizes:
         moment stay within it. Before the first one little is, so that what few push costs no look.
         """
         repository = operation.repository
-        unseen = self._unseen.pop(repository, most // _UNSEEN_AT_FIRST)
+        unseen = self._unseen.get(repository)
+        if unseen is None:
+            unseen = most // _UNSEEN_AT_FIRST
         if not unseen:
             asks = CountUploads(origin=operation.origin, caller=operation.caller, repository=repository, limit=most)
             count = (await self._inner(asks)).count
@@ -379,9 +380,7 @@ class Sizes:
                     retry_after=_OPEN_UPLOADS_RETRY,
                 )
             unseen = max((most - count) // 8, 1)
-        self._unseen[repository] = unseen - 1
-        if len(self._unseen) > _REPOSITORIES_REMEMBERED:
-            self._unseen.popitem(last=False)
+        self._unseen.put(repository, unseen - 1)
 
 
 @asynccontextmanager
