@@ -2,12 +2,10 @@
 
 import base64
 import json
-import threading
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import cast
 
 import jwt
@@ -17,6 +15,8 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 from jwt.algorithms import ECAlgorithm, OKPAlgorithm, RSAAlgorithm
+
+from loopback import LoopbackHandler, LoopbackServer, serving
 
 PrivateKey = rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
@@ -143,23 +143,17 @@ def publishing() -> Generator[Published]:
     """Run an HTTP server on loopback, in a thread."""
     published = Published()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Handler(LoopbackHandler):
+        def reply(self) -> None:
             published.asked += 1
-            body = published.answers.get(self.path)
-            self.send_response(404 if body is None else published.status)
+            answer = published.answers.get(self.path)
+            body = (answer or "").encode()
+            self.send_response(404 if answer is None else published.status)
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write((body or "").encode())
+            self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as above
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        published.url = f"http://127.0.0.1:{server.server_address[1]}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield published
-        finally:
-            server.shutdown()
-            thread.join()
+    server = LoopbackServer(Handler)
+    published.url = server.url
+    with serving(server):
+        yield published

@@ -3,12 +3,11 @@
 import base64
 import binascii
 import json
-import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
 
+from loopback import LoopbackHandler, LoopbackServer, serving
 from signing import ISSUER, SERVICE, claims, key_set, new_key, public_jwk, signed
 
 
@@ -57,23 +56,17 @@ def token_server(users: Mapping[str, str]) -> Generator[TokenServer]:
     """Run a token server on loopback, in a thread."""
     tokens = TokenServer(users)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, body = tokens.answer(self.path, self.headers.get("Authorization", ""))
+    class Handler(LoopbackHandler):
+        def reply(self) -> None:
+            status, answer = tokens.answer(self.path, self.headers.get("Authorization", ""))
+            body = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(json.dumps(body).encode())
+            self.wfile.write(body)
 
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - as above
-            """Say nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        tokens.url = f"http://127.0.0.1:{server.server_address[1]}/token"
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield tokens
-        finally:
-            server.shutdown()
-            thread.join()
+    server = LoopbackServer(Handler)
+    tokens.url = f"{server.url}/token"
+    with serving(server):
+        yield tokens
