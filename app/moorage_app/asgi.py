@@ -46,6 +46,7 @@ from moorage import (
 
 from .hooks import Route
 from .http1 import TLS_PEER, WATCHED
+from .http1_exchange import QUICKLY
 from .proxies import Forwarded, TrustedProxies
 from .replies import HeaderList, Response, respond, respond_error
 from .routes import (
@@ -100,6 +101,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     token_server: bool = False
 
 
+_Quickly = Callable[[Callable[[bytes], None]], Awaitable[tuple[int, bool]]]
+
+
 class RequestBody:
     """The bytes of a request's body, as ASGI messages bring them.
 
@@ -109,9 +113,10 @@ class RequestBody:
         left: whether the client went away.
     """
 
-    def __init__(self, receive: ASGIReceiveCallable, length: int | None) -> None:
-        """Read from `receive` what shall have `length` bytes."""
+    def __init__(self, receive: ASGIReceiveCallable, length: int | None, quickly: _Quickly | None = None) -> None:
+        """Read from `receive` what shall have `length` bytes; by `quickly`, if the server has that, in a thread."""
         self.length = length
+        self._quickly = quickly
         self.finished = False
         self.left = False
         self._receive = receive
@@ -157,6 +162,15 @@ class RequestBody:
         if not message.get("more_body", False):
             self._end()
         return message.get("body", b"")
+
+    async def take_quickly(self, take: Callable[[bytes], None]) -> int:
+        """Have `take` called, in a thread, with what comes next, as long as it comes quickly; return how many bytes."""
+        if self.finished or self._quickly is None:
+            return 0
+        count, more = await self._quickly(take)
+        if not more:
+            self._end()
+        return count
 
     async def read(
         self,
@@ -240,7 +254,7 @@ class Application:
             await route(scope, receive, send)
             return
         headers = Headers(list(scope["headers"]))
-        body = RequestBody(receive, _length(scope, headers))
+        body = RequestBody(receive, _length(scope, headers), _quickly(scope))
         origin = self._origin(scope, headers)
         structlog.contextvars.bind_contextvars(request_id=origin.request_id)
         outcome = _Outcome()
@@ -541,6 +555,11 @@ def _credentials(headers: Headers) -> Credentials | None:
         return None
     scheme, _, value = values[0].partition(" ")
     return Credentials(scheme.lower(), value.strip())
+
+
+def _quickly(scope: HTTPScope) -> _Quickly | None:
+    extensions = cast("Mapping[str, Mapping[str, _Quickly]]", scope["extensions"])  # ours alone is looked at
+    return extensions[QUICKLY]["take"] if QUICKLY in extensions else None
 
 
 def _tls_peer(scope: HTTPScope) -> bytes | None:

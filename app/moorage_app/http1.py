@@ -28,7 +28,8 @@ from hypercorn.typing import HTTPScope
 
 from moorage import ClientLeft, encode_json
 
-from .http1_exchange import HEAD_BYTES, REASONS, ASGIApplication, Exchange, Refused, framing
+from .http1_exchange import HEAD_BYTES, REASONS, ASGIApplication, Exchange, framing
+from .http1_refusal import Refused
 from .transports import STALLED_SECONDS, Transport
 
 _log = logging.getLogger("moorage.http1")
@@ -43,7 +44,6 @@ LINGER_SECONDS: Final = 2.0
 """How long a connection that is given up is still listened to, so that its client can read why."""
 
 _READ: Final = 64 << 10
-_READ_BODY: Final = 256 << 10
 _LINGER_BYTES: Final = 1 << 20
 _LOOK_SECONDS: Final = 1.0
 
@@ -145,7 +145,7 @@ class Http1:
         self._client = client
         self._server = server
         self._http2 = http2
-        self._extensions = _EXTENSIONS_WITH_FILES if transport.can_send_files else _EXTENSIONS
+        self._extensions = _EXTENSIONS_WITH_FILES if transport.is_clear else _EXTENSIONS
         if tls_peer is not None:
             self._extensions = {**self._extensions, TLS_PEER: {"certificate": tls_peer}}
         self._buffer = b""
@@ -383,24 +383,12 @@ class Http1:
         if self._buffer:
             data, self._buffer = self._buffer[:limit], self._buffer[limit:]
             return data
-        return await self._more_of_body(min(limit, _READ_BODY))
+        return await self._more_of_body(limit)
 
-    async def line(self, limit: int) -> bytes:
-        """Return the next line of a body, of up to `limit` bytes, without its end; whoever is cancelled here can ask again.
-
-        Raises:
-            Refused: it is longer, or ends wrongly.
-            ClientLeft: as `body`.
-        """
-        while (at := self._buffer.find(b"\n")) < 0:
-            if len(self._buffer) > limit + 1:
-                raise Refused(400, "a line is too long")
-            self._buffer += await self._more_of_body(_READ)
-        line = self._buffer[:at]
-        if line[-1:] != b"\r" or b"\r" in line[:-1] or at - 1 > limit:
-            raise Refused(400, "a line ends wrongly, or too late")
-        self._buffer = self._buffer[at + 1 :]
-        return line[:-1]
+    def put_back(self, data: bytes) -> None:
+        """Have `data` read again, before what comes next."""
+        if data:
+            self._buffer = data + self._buffer
 
     async def _more_of_body(self, limit: int) -> bytes:
         with trio.move_on_after(STALLED_SECONDS):

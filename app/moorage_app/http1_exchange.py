@@ -16,21 +16,21 @@ from hypercorn.typing import ASGIReceiveEvent, ASGISendEvent, HTTPScope
 
 from moorage import ClientLeft
 
-from .transports import FAIR, JOINED, Transport
+from .http1_chunks import Chunks
+from .http1_refusal import Refused
+from .transports import JOINED, Transport
 
 _log = logging.getLogger("moorage.http1")
 
 HEAD_BYTES: Final = 64 << 10
 """The largest head of a request."""
-TRAILER_BYTES: Final = 16 << 10
-"""The largest trailers, and the longest line between two chunks."""
-EXTENSION_BYTES: Final = 64 << 10
-"""How much of all the extensions of a body's chunks is taken."""
 
+QUICKLY: Final = "moorage.quickly"
+"""The extension of ASGI's scope that takes a body in a thread: `take` is `Exchange.take_quickly`."""
+
+_READ_BODY: Final = 256 << 10
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 _LENGTH: Final = re.compile(rb"[0-9]{1,18}")
-_CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;([\t\x20-\x7e\x80-\xff]*))?")
-_TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
 _BODILESS: Final = frozenset({204, 304})
 _OF_THE_SERVER: Final = frozenset({b"transfer-encoding", b"connection"})
 _FRAMING_OF_ANSWERS: Final = frozenset({b"content-length", *_OF_THE_SERVER})
@@ -41,15 +41,6 @@ REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 ASGIApplication = Callable[
     [HTTPScope, Callable[[], Awaitable[ASGIReceiveEvent]], Callable[[ASGISendEvent], Awaitable[None]]], Awaitable[None]
 ]
-
-
-class Refused(Exception):
-    """A request that is not answered by the application; `status` says what it gets."""
-
-    def __init__(self, status: int, reason: str) -> None:
-        """Refuse with `status`, for `reason`."""
-        super().__init__(reason)
-        self.status = status
 
 
 class Connection(Protocol):
@@ -82,8 +73,8 @@ class Connection(Protocol):
         """Return what comes next of a body, up to `limit` bytes. Raises ClientLeft."""
         ...
 
-    async def line(self, limit: int) -> bytes:
-        """Return the next line, of up to `limit` bytes, without its end. Raises Refused, ClientLeft."""
+    def put_back(self, data: bytes) -> None:
+        """Have `data` read again, before what comes next."""
         ...
 
     async def refuse(self, refused: "Refused") -> None:
@@ -163,7 +154,9 @@ class Exchange:
         self._connection = connection
         self._scope = scope
         self._left = length
-        self._chunks = Chunks(connection) if chunked else None
+        self._chunks = Chunks() if chunked else None
+        if connection.transport.is_clear and (length or chunked):
+            scope["extensions"] = {**scope["extensions"], QUICKLY: {"take": self.take_quickly}}
         self._keep = keep
         self._is_1_1 = scope["http_version"] == "1.1"
         self._continues = continues
@@ -231,13 +224,16 @@ class Exchange:
             except ClientLeft:
                 self._gone = True
             except Refused as refused:
-                # Where the request ends cannot be told any more; nothing that the application says comes after this.
-                began, self._began, self._ended, self._gone = self._began, True, True, True
-                if not began:
-                    await self._connection.refuse(refused)
+                await self._refuse(refused)
         elif not self._gone and not self._ended:
             await self._wait_gone()
         return {"type": "http.disconnect"}
+
+    async def _refuse(self, refused: Refused) -> None:
+        """Say what is wrong with the body: where it ends cannot be told, so nothing of the application comes after this."""
+        began, self._began, self._ended, self._gone = self._began, True, True, True
+        if not began:
+            await self._connection.refuse(refused)
 
     async def _next(self) -> ASGIReceiveEvent:
         if self._continues:
@@ -245,13 +241,65 @@ class Exchange:
             if not self._connection.received:
                 await self._connection.transport.send(_CONTINUE)
         if self._chunks is not None:
-            data = await self._chunks.next()
-            self._received = self._chunks.ended
+            data = await self._next_of_chunks(self._chunks)
         else:
-            data = await self._connection.body(self._left)
+            data = await self._connection.body(min(self._left, _READ_BODY))
             self._left -= len(data)
             self._received = self._left == 0
         return {"type": "http.request", "body": data, "more_body": not self._received}
+
+    async def _next_of_chunks(self, chunks: Chunks) -> bytes:
+        """Return the next bytes of a body that comes in chunks, none at its end.
+
+        Raises:
+            Refused: it is not chunked as it should be.
+            ClientLeft: the client left.
+        """
+        data = b""
+        while not data and not chunks.ended:
+            if self._connection.received:
+                # Thousands of chunks may have been received at once.
+                await trio.lowlevel.checkpoint()
+            data = chunks.decode(await self._connection.body(_READ_BODY))
+            self._connection.put_back(chunks.rest)
+        self._received = chunks.ended
+        return data
+
+    async def take_quickly(self, take: Callable[[bytes], None]) -> tuple[int, bool]:
+        """Have `take` called, in a thread, with what comes of the body, as long as it comes quickly.
+
+        A turn of the event loop for each piece, and another thread for what is done with it, cost more than the bytes.
+
+        Returns:
+            how many bytes were taken, none if this cannot be or they do not come at once; and whether more follow.
+        """
+        connection = self._connection
+        if self._received or self._gone or self._continues or connection.received:
+            return 0, not self._received
+        taken = 0
+        chunks = self._chunks
+
+        def step(data: bytes) -> bool:
+            nonlocal taken
+            content = data if chunks is None else chunks.decode(data)
+            if content:
+                take(content)
+            taken += len(content)
+            # Chunks of a few bytes are not worth a thread.
+            return chunks is None or not (chunks.ended or chunks.rest)
+
+        try:
+            await connection.transport.receive_quickly(self._left if chunks is None else None, step)
+        except Refused as refused:
+            await self._refuse(refused)
+            return taken, True
+        if chunks is None:
+            self._left -= taken
+            self._received = self._left == 0
+        else:
+            connection.put_back(chunks.rest)
+            self._received = chunks.ended
+        return taken, not self._received
 
     async def _wait_gone(self) -> None:
         """Return when the client has left; what it sends meanwhile is its next request, of which so much is kept."""
@@ -383,62 +431,3 @@ class Exchange:
         parts.append(b"\r\n")
         self._began = True
         return b"".join(parts)
-
-
-class Chunks:
-    """A body that comes in chunks (RFC 9112, 7.1), read from a connection."""
-
-    def __init__(self, connection: Connection) -> None:
-        """Read from `connection`."""
-        self._connection = connection
-        self._left = 0
-        self._ends_chunk = self._in_trailers = False
-        self._extensions = 0
-        self._trailers = 0
-        self._turns = 0
-        self.ended = False
-
-    async def next(self) -> bytes:
-        """Return the next bytes of the body, none at its end; whoever is cancelled here can ask again.
-
-        Raises:
-            Refused: it is not chunked as it should be.
-            ClientLeft: the client left.
-        """
-        self._turns += 1
-        if self._turns % FAIR == 0:
-            # Thousands of chunks may have been received at once.
-            await trio.lowlevel.checkpoint()
-        if not self._left:
-            await self._next_chunk()
-            if not self._left:
-                await self._pass_trailers()
-                self.ended = True
-                return b""
-        data = await self._connection.body(self._left)
-        self._left -= len(data)
-        self._ends_chunk = not self._left
-        return data
-
-    async def _next_chunk(self) -> None:
-        if self._ends_chunk:
-            await self._connection.line(0)
-            self._ends_chunk = False
-        if self._in_trailers:
-            return
-        match = _CHUNK_LINE.fullmatch(await self._connection.line(TRAILER_BYTES))
-        if match is None:
-            raise Refused(400, "no chunk size")
-        self._extensions += len(match[2] or b"")
-        if self._extensions > EXTENSION_BYTES:
-            raise Refused(400, "the extensions of chunks are too large")
-        self._left = int(match[1], 16)
-        self._in_trailers = not self._left
-
-    async def _pass_trailers(self) -> None:
-        while line := await self._connection.line(TRAILER_BYTES):
-            if _TRAILER.fullmatch(line) is None:
-                raise Refused(400, "no trailer")
-            self._trailers += len(line) + 2
-            if self._trailers > TRAILER_BYTES:
-                raise Refused(431, "the trailers are too large")

@@ -5,6 +5,7 @@ refused without the alert that says why. Here as many records as there are make 
 """
 
 import ssl
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -24,7 +25,7 @@ _OVERHEAD: Final = 1 << 10
 class TlsStream(trio.abc.AsyncResource):
     """A connection with TLS: a `Transport`, and what hypercorn asks of trio's `SSLStream`."""
 
-    can_send_files = False
+    is_clear = False
 
     def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext) -> None:
         """Speak TLS as `context` says on `stream`, which is owned from here on."""
@@ -99,6 +100,10 @@ class TlsStream(trio.abc.AsyncResource):
                 self._over = True
                 raise ClientLeft("the connection broke") from error
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def receive_quickly(self, most: int | None, take: Callable[[bytes], bool]) -> None:
+        """Not offered here: what is received must be decrypted before."""
+        raise NotImplementedError
 
     async def send(self, *pieces: bytes) -> None:
         """Send everything. Raises ClientLeft: the client is gone, or takes nothing any more."""

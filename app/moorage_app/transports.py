@@ -20,6 +20,8 @@ JOINED: Final = 64 << 10
 """Up to so many bytes of a body are joined with the head before them, and sent at once."""
 _SENDFILE: Final = 2 << 20
 _IN_THREAD: Final = 16 << 20
+_RECEIVED: Final = 256 << 10
+_RECEIVERS: Final = 8
 _QUICK_SECONDS: Final = 0.002
 _QUICK_MILLISECONDS: Final = 2
 _CACHE_STEP: Final = 128 << 10
@@ -27,14 +29,25 @@ FAIR: Final = 16
 """After so many steps that waited for nothing others have a turn."""
 
 
+_receivers: Final = trio.CapacityLimiter(_RECEIVERS)
+
+
 class Transport(Protocol):
     """What a connection is made of."""
 
-    can_send_files: bool
+    is_clear: bool
+    """Whether bytes go over the socket as they are: files can be sent, and bodies received in a thread."""
     descriptor: int
 
     async def receive(self, count: int) -> bytes:
         """Return up to `count` bytes, none at the end. Raises ClientLeft: the connection broke."""
+        ...
+
+    async def receive_quickly(self, most: int | None, take: Callable[[bytes], bool]) -> None:
+        """Have `take` called, in a thread, with what comes, as long as it comes quickly and `take` wants more.
+
+        No more than `most` bytes are received. Raises what `take` does; a connection that broke is told by `receive`.
+        """
         ...
 
     async def send(self, *pieces: bytes) -> None:
@@ -58,7 +71,7 @@ class ClearText:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         """Use the socket of `stream`, which stays the owner."""
-        self.can_send_files = True
+        self.is_clear = True
         self._stream = stream
         self.descriptor = stream.socket.fileno()
         self._at_once = 0
@@ -78,6 +91,15 @@ class ClearText:
                 await self._wait(trio.lowlevel.wait_readable)
             except OSError as error:
                 raise ClientLeft("the connection broke") from error
+
+    async def receive_quickly(self, most: int | None, take: Callable[[bytes], bool]) -> None:
+        """Have `take` called, in a thread, with what comes, as long as it comes quickly and `take` wants more."""
+        if _receivers.available_tokens < 1:
+            # As many as can be of use are at work; others are served by the event loop.
+            await trio.lowlevel.checkpoint()
+            return
+        most = _IN_THREAD if most is None else min(most, _IN_THREAD)
+        await trio.to_thread.run_sync(_receive_quickly, self.descriptor, most, take, limiter=_receivers)
 
     async def send(self, *pieces: bytes) -> None:
         """Send everything."""
@@ -219,6 +241,37 @@ def _send_quickly(socket: int, descriptor: int, offset: int, count: int) -> int:
         if at < end and not poll.poll(_QUICK_MILLISECONDS):
             break
     return at - offset
+
+
+def _receive_quickly(socket: int, most: int, take: Callable[[bytes], bool]) -> None:
+    """Give up to `most` bytes to `take` until none come for a moment, or it wants no more. Runs in a thread."""
+    poll = select.poll()
+    poll.register(socket, select.POLLIN)
+    while most:
+        wanted = min(most, _RECEIVED)
+        data = _gather(socket, poll, wanted)
+        if not data or not take(data) or len(data) < wanted:
+            return
+        most -= len(data)
+
+
+def _gather(socket: int, poll: select.poll, count: int) -> bytes:
+    """Return `count` bytes, fewer if they do not come quickly or the connection ends."""
+    pieces: list[bytes] = []
+    while count:
+        try:
+            piece = os.read(socket, count)
+        except BlockingIOError:
+            if not poll.poll(_QUICK_MILLISECONDS):
+                break
+            continue
+        except OSError:
+            break
+        if not piece:
+            break
+        pieces.append(piece)
+        count -= len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _fetch(descriptor: int, offset: int, count: int) -> None:

@@ -145,6 +145,18 @@ class Upload(ABC):
     async def suspend(self) -> bytes:
         """Return a token by which any process can go on from `offset`. All bytes so far survive this process."""
 
+    @property
+    def can_write_from_thread(self) -> bool:
+        """Whether `write_from_thread` can be called."""
+        return False
+
+    def write_from_thread(self, data: bytes) -> None:
+        """Append `data` as `write` does, but at once, by who is in a thread already and has the upload to itself.
+
+        For drivers that would go to a thread with each `write`; only where `can_write_from_thread` says so.
+        """
+        raise NotImplementedError
+
     async def drop_beyond(self, offset: int) -> None:
         """Free what was written beyond `offset`, at once where the store can; nothing more is written after that.
 

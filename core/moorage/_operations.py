@@ -10,7 +10,7 @@ A reply that carries bytes is not open yet, so nothing leaks where it is dropped
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Generic, Literal, Protocol, Self, TypeVar
+from typing import Generic, Literal, Protocol, Self, TypeVar, runtime_checkable
 
 import msgspec
 
@@ -135,6 +135,23 @@ class Body(Protocol):
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Give the bytes in pieces of any size."""
+        ...
+
+
+@runtime_checkable
+class QuickBody(Body, Protocol):
+    """A body that may also be taken in a thread, where a turn of the event loop for each piece costs more than its bytes.
+
+    Who puts a body of its own around one passes this on, if it can do its work in a thread.
+    """
+
+    async def take_quickly(self, take: Callable[[bytes], None], /) -> int:
+        """Have `take` called, in a thread, with what comes next, as long as it comes quickly; return how many bytes.
+
+        None come so where the server cannot do this, a client is slow, or the body has ended: iterating goes on, and tells.
+        What `take` raises is raised, and then nothing is read any more. A stretch is bounded and ends when `take` returns,
+        also for who is cancelled meanwhile.
+        """
         ...
 
 

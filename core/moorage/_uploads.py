@@ -45,7 +45,7 @@ from ._errors import (
 from ._listing import children, repositories
 from ._manifests import encode_json
 from ._names import RepositoryName
-from ._operations import AppendUpload, Body, CommitUpload, PushBlob
+from ._operations import AppendUpload, Body, CommitUpload, PushBlob, QuickBody
 
 _log = logging.getLogger("moorage.uploads")
 
@@ -57,6 +57,9 @@ _TINY = 4096
 
 _HASH_HERE = 1 << 16
 """Up to so many bytes are hashed in the event loop: quicker than the hop."""
+
+_QUICK_PAUSE = 16
+"""So many pieces pass after a client was too slow to be worth a thread."""
 
 _SAVE_SECONDS = 10
 """How long the progress of a request that was cancelled may take to be saved."""
@@ -234,13 +237,7 @@ class Uploads:
         destination = self._destination(operation.digest)
         async with self._driver.open_upload(session + "data", destination) as upload:
             try:
-                async with _open_hashing(hasher) as hashing:
-
-                    async def take(piece: bytes) -> None:
-                        await upload.write(piece)
-                        await hashing.add(piece)
-
-                    await _in_pieces(operation.body, take)
+                await _Intake(upload, hasher).receive(operation.body)
                 _compare(operation.digest, hasher.digest())
                 # A remote store keeps nothing of an upload that was committed or aborted.
                 drop = "" if self._driver.capabilities.remote else session
@@ -423,7 +420,6 @@ class _Held:
         upload: Upload,
         condition: Condition | None,
     ) -> None:
-        self.offset = state.offset
         self.saved: tuple[_State, str | None] | None = None
         self._driver = driver
         self._session = session
@@ -434,32 +430,19 @@ class _Held:
         # A session whose hash cannot be carried is read again at its commit.
         self._hasher = _resumed(state) if state.offset or state.hash else open_hasher(state.algorithm)
 
+    @property
+    def offset(self) -> int:
+        """How many bytes the session has."""
+        return self._upload.offset
+
     async def receive(self, body: Body, length: int | None, *, acknowledge: bool) -> None:
         """Take in `body`, of which `length` bytes are announced; save the progress if it shall be acknowledged.
 
         When the client leaves, or the request is cancelled, what arrived is saved all the same.
         """
-        count = 0
-
-        async def take(piece: bytes) -> None:
-            nonlocal count
-            count += len(piece)
-            if length is not None and count > length:
-                raise SizeInvalid(f"the body is longer than the {length} bytes of its range")
-            before = self._upload.offset
-            try:
-                await self._upload.write(piece)
-            finally:
-                # A write that failed or was cancelled may have taken bytes in; the hash counts what the store counts.
-                taken = self._upload.offset - before
-                self.offset += taken
-                if taken:
-                    with trio.CancelScope(shield=True):
-                        await hashing.add(piece if taken == len(piece) else piece[:taken])
-
+        intake = _Intake(self._upload, self._hasher, length)
         try:
-            async with _open_hashing(self._hasher) as hashing:
-                await _in_pieces(body, take)
+            await intake.receive(body)
         except SizeInvalid:
             raise
         except StoreFull:
@@ -471,8 +454,8 @@ class _Held:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + _SAVE_SECONDS):
                 await self._save_what_arrived()
             raise
-        if length is not None and count != length:
-            raise SizeInvalid(f"the body has {count} bytes, its range names {length}")
+        if length is not None and intake.count != length:
+            raise SizeInvalid(f"the body has {intake.count} bytes, its range names {length}")
         if acknowledge:
             await self._save()
 
@@ -669,6 +652,69 @@ def _compare(expected: Digest, found: Digest) -> None:
         raise DigestInvalid(
             "the content does not have that digest", detail={"expected": str(expected), "found": str(found)}
         )
+
+
+class _Intake:
+    """Takes the bytes of one body into an upload and into a hash, which counts what the upload counts."""
+
+    def __init__(self, upload: Upload, hasher: Hasher | None, length: int | None = None) -> None:
+        """Take in `length` bytes and no more, if that is given."""
+        self.count = 0
+        """How many bytes came."""
+        self._upload = upload
+        self._hasher = hasher
+        self._length = length
+        self._pieces = _QUICK_PAUSE
+
+    async def receive(self, body: Body) -> None:
+        """Take in all of `body`, or, when its client leaves, what came.
+
+        Raises:
+            SizeInvalid: it has more bytes than it should.
+            ClientLeft, DriverError: as they say.
+        """
+        quick = body if self._upload.can_write_from_thread and isinstance(body, QuickBody) else None
+        async with _open_hashing(self._hasher) as hashing:
+
+            async def take(piece: bytes) -> None:
+                await self._take(piece, hashing)
+                if quick is not None and len(piece) >= _PIECE:
+                    await self._take_quickly(quick, hashing)
+
+            await _in_pieces(body, take)
+
+    def _account(self, count: int) -> None:
+        self.count += count
+        if self._length is not None and self.count > self._length:
+            raise SizeInvalid(f"the body is longer than the {self._length} bytes of its range")
+
+    async def _take(self, piece: bytes, hashing: "_Hashing") -> None:
+        self._account(len(piece))
+        before = self._upload.offset
+        try:
+            await self._upload.write(piece)
+        finally:
+            # A write that failed or was cancelled may have taken bytes in; the hash counts what the store counts.
+            taken = self._upload.offset - before
+            if taken:
+                with trio.CancelScope(shield=True):
+                    await hashing.add(piece if taken == len(piece) else piece[:taken])
+
+    async def _take_quickly(self, body: QuickBody, hashing: "_Hashing") -> None:
+        """Take in what comes while it comes quickly; of a body that does not, some pieces pass before this is tried again."""
+        self._pieces += 1
+        if self._pieces < _QUICK_PAUSE:
+            return
+        await hashing.settle()
+        while await body.take_quickly(self._take_from_thread) >= _PIECE:
+            pass
+        self._pieces = 0
+
+    def _take_from_thread(self, data: bytes) -> None:
+        self._account(len(data))
+        self._upload.write_from_thread(data)
+        if self._hasher is not None:
+            self._hasher.update(data)
 
 
 async def _in_pieces(body: Body, take: Callable[[bytes], Awaitable[None]]) -> None:

@@ -3,13 +3,19 @@
 What others do to the same tree meanwhile, another process of ours for instance, is expected and no error.
 """
 
+import ctypes
 import os
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import suppress
+from typing import Final, cast
 
 _COMPONENT = re.compile(r"[A-Za-z0-9._:@+=-]{1,255}", re.ASCII)
 _TRIES = 100
+
+_SYNC_FILE_RANGE_WRITE: Final = 2
+# Linux's; Python has no name for it, and other systems nothing like it.
+_sync_file_range: Final = cast("Callable[..., int] | None", getattr(ctypes.CDLL(None), "sync_file_range", None))
 
 
 def write_all(descriptor: int, data: bytes, offset: int | None = None) -> None:
@@ -20,6 +26,15 @@ def write_all(descriptor: int, data: bytes, offset: int | None = None) -> None:
         view = view[count:]
         if offset is not None:
             offset += count
+
+
+def begin_to_sync(descriptor: int, offset: int, count: int) -> None:
+    """Have a system begin to put bytes of a file on disk, where it can: a sync waits for the less when it comes.
+
+    Nothing is promised of these bytes, and nothing said if they cannot be written: the sync does.
+    """
+    if _sync_file_range is not None:
+        _sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(count), _SYNC_FILE_RANGE_WRITE)
 
 
 def sync_directory(directory: str) -> None:

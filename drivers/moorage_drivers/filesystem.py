@@ -56,7 +56,7 @@ from moorage import (
     check_key,
 )
 
-from ._files import keys_below, names_in, remove_if_empty, remove_tree, sync_directory, write_all
+from ._files import begin_to_sync, keys_below, names_in, remove_if_empty, remove_tree, sync_directory, write_all
 
 T = TypeVar("T")
 
@@ -194,8 +194,12 @@ class FilesystemDriver(Driver):
 
     async def in_thread(self, operation: DriverVerb, key: str, step: Callable[[], T]) -> T:
         """Return what `step` does in one of the driver's threads; what the system says is raised as a `DriverError`."""
+        return await trio.to_thread.run_sync(lambda: self.here(operation, key, step), limiter=self._limiter)
+
+    def here(self, operation: DriverVerb, key: str, step: Callable[[], T]) -> T:
+        """Return what `step` does; what the system says is raised as a `DriverError`. Runs in a thread."""
         try:
-            return await trio.to_thread.run_sync(step, limiter=self._limiter)
+            return step()
         except OSError as error:
             self._fail(error, operation, key)
 
@@ -711,12 +715,23 @@ class _FileUpload(Upload):
             self._waiting = b""
         self.offset += len(data)
 
+    @property
+    def can_write_from_thread(self) -> bool:
+        return True
+
+    def write_from_thread(self, data: bytes) -> None:
+        self._driver.here("upload", self._key, lambda: self._append(self._waiting, data))
+        self._waiting = b""
+        self.offset += len(data)
+
     def _append(self, *pieces: bytes) -> None:
         """Write `pieces`, of which the first waits and is counted already. Runs in a thread."""
         self._drop_beyond()
         offset = self.offset - len(self._waiting)
         for piece in pieces:
             write_all(self._descriptor, piece, offset)
+            if len(piece) > _SMALL:
+                begin_to_sync(self._descriptor, offset, len(piece))
             offset += len(piece)
 
     def _drop_beyond(self) -> None:

@@ -33,6 +33,7 @@ from moorage import (
     PublishKeys,
     PushBlob,
     PushManifest,
+    QuickBody,
     R,
     RegistryError,
     RepositoryName,
@@ -271,6 +272,7 @@ class _Counted:
 
     def __init__(self, body: Body, left: int, most: int) -> None:
         self.length = body.length
+        self._body = body
         self._pieces = aiter(body)
         self._left = left
         self._most = most
@@ -280,10 +282,24 @@ class _Counted:
 
     async def __anext__(self) -> bytes:
         piece = await anext(self._pieces)
-        self._left -= len(piece)
+        self._count(piece)
+        return piece
+
+    async def take_quickly(self, take: Callable[[bytes], None]) -> int:
+        """Have `take` called in a thread, by a body that can do that."""
+        if not isinstance(self._body, QuickBody):
+            return 0
+
+        def counted(data: bytes) -> None:
+            self._count(data)
+            take(data)
+
+        return await self._body.take_quickly(counted)
+
+    def _count(self, data: bytes) -> None:
+        self._left -= len(data)
         if self._left < 0:
             raise _too_large(self._most)
-        return piece
 
 
 def _too_large(most: int) -> BlobTooLarge:

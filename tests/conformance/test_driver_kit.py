@@ -64,6 +64,7 @@ BROKEN = {
     "PUTS_SEVERAL_AT_ONCE": ["several_are_put_in_order_and_found"],
     "DELETES_BESIDE_THE_PREFIX": ["all_below_a_prefix_is_deleted"],
     "DELETES_NEIGHBOURS": ["what_is_deleted_goes_alone"],
+    "FORGETS_WHAT_WAITS": ["a_thread_writes_where_a_task_would"],
     "FOLDS_CASE": ["neighbours_are_other_keys"],
     "GIVES_RELATIVE_URLS": ["a_url_is_where_the_content_is"],
     "HOLDS_FOR_EVERYBODY": ["a_name_has_one_holder_over_processes"],

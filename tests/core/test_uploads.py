@@ -1,7 +1,10 @@
+import errno
+import os
 import time
 import uuid
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
@@ -12,6 +15,7 @@ from content import (
     OTHER,
     REPOSITORY,
     Sent,
+    SentQuickly,
     append,
     commit,
     offset,
@@ -39,6 +43,7 @@ from moorage import (
     UploadUnknown,
     _digests,
 )
+from moorage_drivers.filesystem import FilesystemDriver
 from stores import Log, PowerCut, Store, WatchedDriver
 
 T = TypeVar("T")
@@ -66,6 +71,87 @@ async def is_there(registry: Registry, digest: Digest) -> bool:
     except BlobUnknown:
         return False
     return True
+
+
+# ---- in a thread
+
+
+PIECES = (LARGE[:MIB], LARGE[MIB : 2 * MIB], LARGE[2 * MIB :])
+
+
+async def can_write_from_thread(driver: Driver) -> bool:
+    async with driver.open_upload("probe/data") as upload:
+        return upload.can_write_from_thread
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "sha384", "sha512"])
+async def test_what_comes_quickly_is_taken_in_a_thread_where_the_store_can(
+    registry: Registry, driver: Driver, algorithm: str
+) -> None:
+    digest = Digest.of(LARGE, algorithm)
+    body = SentQuickly(*PIECES, length=len(LARGE))
+    await registry(PushBlob(repository=REPOSITORY, digest=digest, body=body))
+    assert await pull_blob(registry, digest) == LARGE
+    assert body.taken == (len(LARGE) - MIB if await can_write_from_thread(driver) else 0)
+
+
+async def test_a_session_goes_on_behind_what_a_thread_took(registry: Registry) -> None:
+    upload_id = await open_upload(registry)
+    whole = b"first" + LARGE
+    assert await append(registry, upload_id, b"first") == 5
+    operation = AppendUpload(repository=REPOSITORY, upload_id=upload_id, body=SentQuickly(*PIECES), start=5)
+    assert (await registry(operation)).offset == len(whole)
+    assert await append(registry, upload_id, b", and more", start=len(whole)) == len(whole) + 10
+    digest = Digest.of(whole + b", and more")
+    await commit(registry, upload_id, digest)
+    assert await pull_blob(registry, digest) == whole + b", and more"
+
+
+async def test_a_body_that_is_too_long_is_refused_in_a_thread_too(registry: Registry, driver: Driver) -> None:
+    upload_id = await open_upload(registry)
+    await append(registry, upload_id, b"four")
+    body = SentQuickly(*PIECES)
+    with pytest.raises(SizeInvalid):
+        await registry(AppendUpload(repository=REPOSITORY, upload_id=upload_id, body=body, length=len(LARGE) - 1))
+    assert await offset(registry, upload_id) == 4
+    await commit(registry, upload_id, Digest.of(b"four"))
+
+
+async def test_a_client_that_leaves_a_thread_loses_nothing(registry: Registry) -> None:
+    class Broken(SentQuickly):
+        async def take_quickly(self, take: Callable[[bytes], None], /) -> int:
+            return 0 if self.taken else await super().take_quickly(take)
+
+    upload_id = await open_upload(registry)
+    body = Broken(*PIECES, then=ClientLeft("the client left"))
+    with pytest.raises(ClientLeft):
+        await registry(AppendUpload(repository=REPOSITORY, upload_id=upload_id, body=body))
+    assert await offset(registry, upload_id) == len(LARGE)
+    await commit(registry, upload_id, Digest.of(LARGE))
+
+
+async def test_a_store_that_fails_in_a_thread_keeps_what_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FilesystemDriver.open_root(str(tmp_path)) as driver:
+        registry = Registry(driver)
+        upload_id = await open_upload(registry)
+        written = os.pwrite
+
+        def fail_later(descriptor: int, data: bytes, position: int, /) -> int:
+            if position >= 2 * MIB:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return written(descriptor, data, position)
+
+        monkeypatch.setattr(os, "pwrite", fail_later)
+        body = SentQuickly(*PIECES)
+        with pytest.raises(Unavailable):
+            await registry(AppendUpload(repository=REPOSITORY, upload_id=upload_id, body=body))
+        monkeypatch.undo()
+        assert await offset(registry, upload_id) == 2 * MIB
+        await append(registry, upload_id, LARGE[2 * MIB :], start=2 * MIB)
+        await commit(registry, upload_id, Digest.of(LARGE))
+        assert await pull_blob(registry, Digest.of(LARGE)) == LARGE
 
 
 # ---- the plain way

@@ -232,6 +232,7 @@ async def run(driver):
         await upload.write(b"kept")
         token = await upload.suspend()
         seen.append(await kind(upload.write(bytes(2 << 20))))
+        seen.append(await kind(trio.to_thread.run_sync(upload.write_from_thread, bytes(2 << 20))))
         seen.append(upload.offset)
     async with driver.resume_upload(token, 4) as upload:
         await upload.write(b"!")
@@ -245,7 +246,7 @@ async def run(driver):
 
 def test_a_full_disk_refuses_and_keeps_what_is_there(tmp_path: Path) -> None:
     seen = said_mounted('mount -t tmpfs -o size=1m tmpfs "$1"', FULL, tmp_path)
-    assert seen == ["StoreFull", "StoreFull", "StoreFull", 4, ["old", "pushed"], ["old", "kept!"], []]
+    assert seen == ["StoreFull", "StoreFull", "StoreFull", "StoreFull", 4, ["old", "pushed"], ["old", "kept!"], []]
 
 
 def test_files_are_read_where_the_system_cannot_read_without_waiting(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import tracemalloc
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -13,7 +14,7 @@ import trio.testing
 
 import house
 from asgi_client import Answer, AsgiClient
-from content import REPOSITORY, Sent, image, push_blob, push_manifest
+from content import REPOSITORY, Sent, SentQuickly, image, push_blob, push_manifest
 from moorage import (
     AppendUpload,
     Caller,
@@ -46,6 +47,7 @@ from moorage import (
 from moorage_app.asgi import Application
 from moorage_app.worker import application_settings
 from moorage_conformance.plugin_kit import Subject, assert_plugin
+from moorage_drivers.filesystem import FilesystemDriver
 from moorage_middleware.limits import (
     AddressBudget,
     BlobTooLarge,
@@ -276,6 +278,18 @@ async def test_it_is_enforced_while_the_bytes_come() -> None:
     with pytest.raises(BlobTooLarge):
         await handler(PushBlob(repository=REPOSITORY, digest=Digest.of(b"x" * 600), body=body))
     assert body.taken == 12
+
+
+async def test_it_is_enforced_in_a_thread_too(tmp_path: Path) -> None:
+    mib = 1 << 20
+    async with FilesystemDriver.open_root(str(tmp_path)) as driver:
+        handler = sizes(Registry(driver), max_blob_size=3 * mib)
+        whole = SentQuickly(*[b"x" * mib] * 3)
+        await handler(PushBlob(repository=REPOSITORY, digest=Digest.of(b"x" * 3 * mib), body=whole))
+        assert whole.taken == 2 * mib
+        body = SentQuickly(*[b"x" * mib] * 4)
+        with pytest.raises(BlobTooLarge):
+            await handler(PushBlob(repository=REPOSITORY, digest=Digest.of(b"x" * 4 * mib), body=body))
 
 
 @pytest.mark.parametrize("named", [True, False])

@@ -605,6 +605,31 @@ class _Alone(UploadLayer):
         await self.commit(destination)
 
 
+class _ForgetsWhatWaits(FilesystemDriver):
+    """Writes from a thread where the file stands, whatever of the upload is not in it yet."""
+
+    @asynccontextmanager
+    async def open_upload(self, key: str, destination: str | None = None) -> AsyncGenerator[Upload]:
+        async with super().open_upload(key, destination) as upload:
+            yield _Impatient(upload, self.path_of(key))
+
+
+class _Impatient(UploadLayer):
+    def __init__(self, inside: Upload, path: str) -> None:
+        super().__init__(inside)
+        self._path = path
+
+    @property
+    def can_write_from_thread(self) -> bool:
+        return True
+
+    def write_from_thread(self, data: bytes) -> None:
+        with open(self._path, "ab") as file:
+            file.write(data)
+        self.inside.offset += len(data)
+        self.offset = self.inside.offset
+
+
 class _FindsAll(MemoryDriver):
     async def are_there(self, keys: Sequence[str]) -> Sequence[bool]:
         await trio.lowlevel.checkpoint()
@@ -627,6 +652,7 @@ DELETES_BESIDE_THE_PREFIX = in_memory(_DeletesBesideThePrefix)
 DELETES_NEIGHBOURS = in_memory(_DeletesNeighbours)
 COMMITS_ALONE = on_files(_CommitsAlone)
 FINDS_ALL = in_memory(_FindsAll)
+FORGETS_WHAT_WAITS = on_files(_ForgetsWhatWaits)
 FOLDS_CASE = in_memory(_FoldsCase)
 GIVES_RELATIVE_URLS = in_memory(_GivesRelativeUrls)
 HOLDS_FOR_EVERYBODY = on_files(_HoldsForEverybody)

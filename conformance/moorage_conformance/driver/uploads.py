@@ -64,6 +64,30 @@ async def a_commit_stands_between_what_belongs_around_it(store: Store) -> None:
 
 
 @case()
+async def a_thread_writes_where_a_task_would(store: Store) -> None:
+    """`write_from_thread`, where it can be called, goes on where `write` stopped, and `write` where it did."""
+    driver = store.driver
+    expected = b""
+    async with driver.open_upload("uploads/1/data", "blobs/a") as upload:
+        for number, size in enumerate([7, 1, 300, MIB, 0, MIB, 5, 5]):
+            piece = bytes([65 + number]) * size
+            if number % 2 and upload.can_write_from_thread:
+                await trio.to_thread.run_sync(upload.write_from_thread, piece)
+            else:
+                await upload.write(piece)
+            expected += piece
+            equal(upload.offset, len(expected), "the offset")
+        token = await upload.suspend()
+    async with driver.resume_upload(token, len(expected)) as upload:
+        if upload.can_write_from_thread:
+            await trio.to_thread.run_sync(upload.write_from_thread, b"the end")
+        else:
+            await upload.write(b"the end")
+        await upload.commit("blobs/a")
+    equal(await content(driver, "blobs/a"), expected + b"the end", "what was committed")
+
+
+@case()
 async def an_upload_goes_on_elsewhere(store: Store) -> None:
     """An upload is suspended and resumed again and again, each time by another opening of the store."""
     async with store.open() as first, first.open_upload("uploads/1/data") as upload:
