@@ -263,8 +263,9 @@ async def speaking(
         try:
             yield peer
         finally:
-            nursery.cancel_scope.cancel()
+            # In this order: an await that is cancelled would take the place of what the test raised.
             await trio.aclose_forcefully(stream)
+            nursery.cancel_scope.cancel()
 
 
 async def until_left(receive: Receive) -> None:
