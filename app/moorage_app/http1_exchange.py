@@ -276,15 +276,16 @@ class Exchange:
         connection = self._connection
         if self._received or self._gone or self._continues or connection.received:
             return 0, not self._received
-        taken = 0
+        received = taken = 0
         chunks = self._chunks
 
         def step(data: bytes) -> bool:
-            nonlocal taken
+            nonlocal received, taken
+            received += len(data)
             content = data if chunks is None else chunks.decode(data)
+            taken += len(content)
             if content:
                 take(content)
-            taken += len(content)
             # Chunks of a few bytes are not worth a thread.
             return chunks is None or not (chunks.ended or chunks.rest)
 
@@ -293,12 +294,14 @@ class Exchange:
         except Refused as refused:
             await self._refuse(refused)
             return taken, True
-        if chunks is None:
-            self._left -= taken
-            self._received = self._left == 0
-        else:
-            connection.put_back(chunks.rest)
-            self._received = chunks.ended
+        finally:
+            # Also when `take` fails: what is read on begins behind what was received.
+            if chunks is None:
+                self._left -= received
+                self._received = self._left == 0
+            elif received:
+                connection.put_back(chunks.rest)
+                self._received = chunks.ended
         return taken, not self._received
 
     async def _wait_gone(self) -> None:

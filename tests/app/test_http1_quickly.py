@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import cast
 
 import pytest
@@ -20,6 +21,7 @@ from http1_peer import (
     reply,
     speaking,
     start,
+    whole_body,
 )
 from moorage_app import transports
 from moorage_app.http1_exchange import QUICKLY
@@ -148,26 +150,47 @@ async def test_what_is_not_chunked_as_it_should_be_is_refused_from_the_thread_to
     assert taker.asked == []
 
 
+@pytest.mark.parametrize("reads_on", [True, False])
 @pytest.mark.parametrize("frame", [by_length, in_chunks])
-async def test_what_is_raised_in_the_thread_is_raised_where_it_was_called(frame: Callable[[bytes], bytes]) -> None:
+async def test_what_is_raised_in_the_thread_is_raised_where_it_was_called(
+    frame: Callable[[bytes], bytes], reads_on: bool
+) -> None:
+    found: list[bytes] = []
+
     def refuse(piece: bytes) -> None:
+        found.append(piece)
         raise ValueError(len(piece))
 
     async def application(scope: HTTPScope, receive: Receive, send: Send) -> None:
         take = taking(scope)
-        assert take is not None
+        if take is None or scope["path"] == "/next":
+            await whole_body(receive)
+            await reply(send, b"next")
+            return
         with pytest.raises(ValueError, match=r"\d+"):
             while not (await take(refuse))[0]:
-                await receive()
+                message = await receive()
+                assert message["type"] == "http.request"
+                found.append(message["body"])
+        if reads_on:
+            found.append(await whole_body(receive) or b"")
         await start(send, 413, [(b"content-length", b"0")])
         await answer_body(send)
 
+    content = CONTENT[: 2 * MIB]
     async with speaking(application) as peer, trio.open_nursery() as nursery:
-        nursery.start_soon(peer.stream.send_all, frame(CONTENT[:MIB]) + NEXT)
+
+        async def send() -> None:
+            with suppress(trio.BrokenResourceError):
+                await peer.stream.send_all(frame(content) + NEXT)
+
+        nursery.start_soon(send)
         answer = await peer.answer()
-        # Where the next request begins is not known any more.
-        assert (answer.status, answer.closes) == (413, True)
-        assert await peer.rest() == b""
+        # A body that was not read to its end ends the connection; one that was does not.
+        assert (answer.status, answer.closes) == (413, not reads_on)
+        if reads_on:
+            assert (await peer.answer()).body == b"next"
+            assert b"".join(found) == content
 
 
 @pytest.mark.parametrize("frame", [by_length, in_chunks])
