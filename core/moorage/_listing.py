@@ -50,6 +50,8 @@ async def names_below(
             # All keys up to the last one listed are known; what a further page brings sorts after it, slash and all.
             last = listing.entries[-1].key[len(prefix) :]
             for name in listed:
+                if "-" not in name and "." not in name:
+                    continue
                 candidates.update(
                     name[:at]
                     for at, character in enumerate(name)

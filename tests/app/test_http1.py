@@ -33,6 +33,14 @@ def chunked(data: bytes) -> bytes:
     return post(b"Transfer-Encoding: chunked") + data
 
 
+async def test_what_is_raised_on_a_connection_fails_its_test() -> None:
+    with pytest.raises(ExceptionGroup) as raised:
+        async with speaking(Recorder()) as peer:
+            await peer.send(SECOND)
+            raise AssertionError("for the test to fail")
+    assert raised.group_contains(AssertionError, match="for the test to fail")
+
+
 # ---- what is refused before the application hears of it
 
 REFUSED: dict[str, tuple[int, bytes]] = {
