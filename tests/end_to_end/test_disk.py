@@ -84,7 +84,7 @@ PUSHES = pytest.mark.parametrize(
     ids=["single-post", "patch", "put"],
 )
 
-pytestmark = [pytest.mark.needs_tool("unshare", "mount")]
+pytestmark = [pytest.mark.needs_tool("unshare", "mount"), pytest.mark.usefixtures("http_engine")]
 
 
 @pytest.fixture
