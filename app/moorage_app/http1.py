@@ -145,7 +145,7 @@ class Http1:
         self._client = client
         self._server = server
         self._http2 = http2
-        self._extensions = _EXTENSIONS_WITH_FILES if transport.is_clear else _EXTENSIONS
+        self._extensions = _EXTENSIONS_WITH_FILES if transport.can_send_files else _EXTENSIONS
         if tls_peer is not None:
             self._extensions = {**self._extensions, TLS_PEER: {"certificate": tls_peer}}
         self._buffer = b""

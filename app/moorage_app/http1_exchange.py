@@ -155,7 +155,7 @@ class Exchange:
         self._scope = scope
         self._left = length
         self._chunks = Chunks() if chunked else None
-        if connection.transport.is_clear and (length or chunked):
+        if length or chunked:
             scope["extensions"] = {**scope["extensions"], QUICKLY: {"take": self.take_quickly}}
         self._keep = keep
         self._is_1_1 = scope["http_version"] == "1.1"

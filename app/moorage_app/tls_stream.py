@@ -4,6 +4,7 @@ trio's `SSLStream` takes one record at a step, 16 KiB, and a turn of the schedul
 refused without the alert that says why. Here as many records as there are make one step each way, and alerts are sent.
 """
 
+import os
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +14,7 @@ import trio
 
 from moorage import ClientLeft
 
-from .transports import ClearText
+from .transports import ClearText, receive_in_thread
 
 STEP: Final = 256 << 10
 """So many bytes are encrypted and sent at once."""
@@ -25,7 +26,7 @@ _OVERHEAD: Final = 1 << 10
 class TlsStream(trio.abc.AsyncResource):
     """A connection with TLS: a `Transport`, and what hypercorn asks of trio's `SSLStream`."""
 
-    is_clear = False
+    can_send_files = False
 
     def __init__(self, stream: trio.SocketStream, context: ssl.SSLContext) -> None:
         """Speak TLS as `context` says on `stream`, which is owned from here on."""
@@ -102,8 +103,23 @@ class TlsStream(trio.abc.AsyncResource):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def receive_quickly(self, most: int | None, take: Callable[[bytes], bool]) -> None:
-        """Not offered here: what is received must be decrypted before."""
-        raise NotImplementedError
+        """Have `take` called, in a thread, with what comes, as long as it comes quickly and `take` wants more."""
+        self._check_open()
+        if not self._ended:
+            await receive_in_thread(self._read_now, self.descriptor, most, take)
+
+    def _read_now(self, count: int) -> bytes:
+        """Return up to `count` bytes of what has come, none at the end. Runs in a thread, which has the connection to itself.
+
+        Raises:
+            BlockingIOError: nothing has come.
+            OSError: the connection broke, as `receive` will find too.
+        """
+        while True:
+            try:
+                return self._tls.read(count)
+            except ssl.SSLWantReadError:
+                self._take_in(os.read(self.descriptor, count + _OVERHEAD))
 
     async def send(self, *pieces: bytes) -> None:
         """Send everything. Raises ClientLeft: the client is gone, or takes nothing any more."""
@@ -163,7 +179,10 @@ class TlsStream(trio.abc.AsyncResource):
     # ---- the socket
 
     async def _fill(self, count: int) -> None:
-        data = await self._socket.receive(count)
+        self._take_in(await self._socket.receive(count))
+
+    def _take_in(self, data: bytes) -> None:
+        """Have TLS look at what came; nothing is the end."""
         if data:
             self._incoming.write(data)
         else:

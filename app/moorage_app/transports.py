@@ -7,6 +7,7 @@ import errno
 import os
 import select
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, Protocol
 
 import trio
@@ -35,8 +36,7 @@ _receivers: Final = trio.CapacityLimiter(_RECEIVERS)
 class Transport(Protocol):
     """What a connection is made of."""
 
-    is_clear: bool
-    """Whether bytes go over the socket as they are: files can be sent, and bodies received in a thread."""
+    can_send_files: bool
     descriptor: int
 
     async def receive(self, count: int) -> bytes:
@@ -71,7 +71,7 @@ class ClearText:
 
     def __init__(self, stream: trio.SocketStream) -> None:
         """Use the socket of `stream`, which stays the owner."""
-        self.is_clear = True
+        self.can_send_files = True
         self._stream = stream
         self.descriptor = stream.socket.fileno()
         self._at_once = 0
@@ -94,12 +94,7 @@ class ClearText:
 
     async def receive_quickly(self, most: int | None, take: Callable[[bytes], bool]) -> None:
         """Have `take` called, in a thread, with what comes, as long as it comes quickly and `take` wants more."""
-        if _receivers.available_tokens < 1:
-            # As many as can be of use are at work; others are served by the event loop.
-            await trio.lowlevel.checkpoint()
-            return
-        most = _IN_THREAD if most is None else min(most, _IN_THREAD)
-        await trio.to_thread.run_sync(_receive_quickly, self.descriptor, most, take, limiter=_receivers)
+        await receive_in_thread(partial(os.read, self.descriptor), self.descriptor, most, take)
 
     async def send(self, *pieces: bytes) -> None:
         """Send everything."""
@@ -243,24 +238,39 @@ def _send_quickly(socket: int, descriptor: int, offset: int, count: int) -> int:
     return at - offset
 
 
-def _receive_quickly(socket: int, most: int, take: Callable[[bytes], bool]) -> None:
-    """Give up to `most` bytes to `take` until none come for a moment, or it wants no more. Runs in a thread."""
+async def receive_in_thread(
+    read: Callable[[int], bytes], descriptor: int, most: int | None, take: Callable[[bytes], bool]
+) -> None:
+    """Have `take` called, in a thread, with what `read` returns, as long as it comes quickly and `take` wants more.
+
+    `read` returns up to so many bytes, and raises `BlockingIOError` where `descriptor` has none yet. What else the system
+    says, and an end, stop this; they are there to be met again.
+    """
+    if _receivers.available_tokens < 1:
+        # As many as can be of use are at work; others are served by the event loop.
+        await trio.lowlevel.checkpoint()
+        return
+    most = _IN_THREAD if most is None else min(most, _IN_THREAD)
+    await trio.to_thread.run_sync(_receive_quickly, read, descriptor, most, take, limiter=_receivers)
+
+
+def _receive_quickly(read: Callable[[int], bytes], descriptor: int, most: int, take: Callable[[bytes], bool]) -> None:
     poll = select.poll()
-    poll.register(socket, select.POLLIN)
+    poll.register(descriptor, select.POLLIN)
     while most:
         wanted = min(most, _RECEIVED)
-        data = _gather(socket, poll, wanted)
+        data = _gather(read, poll, wanted)
         if not data or not take(data) or len(data) < wanted:
             return
         most -= len(data)
 
 
-def _gather(socket: int, poll: select.poll, count: int) -> bytes:
+def _gather(read: Callable[[int], bytes], poll: select.poll, count: int) -> bytes:
     """Return `count` bytes, fewer if they do not come quickly or the connection ends."""
     pieces: list[bytes] = []
     while count:
         try:
-            piece = os.read(socket, count)
+            piece = read(count)
         except BlockingIOError:
             if not poll.poll(_QUICK_MILLISECONDS):
                 break

@@ -27,6 +27,13 @@ from moorage_app import transports
 from moorage_app.http1_exchange import QUICKLY
 
 MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def certificates() -> Certificates:
+    return Certificates()
+
+
 NEXT = b"POST /next HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nafter"
 CONTENT = os.urandom(3 * MIB + 17)
 
@@ -90,10 +97,13 @@ def bodies(asked: list[Asked]) -> list[bytes]:
     return [each.body for each in asked]
 
 
+@pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("frame", [by_length, in_chunks])
-async def test_a_large_body_is_taken_whole_and_alone(frame: Callable[[bytes], bytes]) -> None:
+async def test_a_large_body_is_taken_whole_and_alone(
+    certificates: Certificates, frame: Callable[[bytes], bytes], tls: bool
+) -> None:
     taker = Taker()
-    async with speaking(taker) as peer, trio.open_nursery() as nursery:
+    async with speaking(taker, tls=certificates if tls else None) as peer, trio.open_nursery() as nursery:
         nursery.start_soon(peer.stream.send_all, frame(CONTENT) + NEXT)
         assert (await peer.answer()).body == b"%d" % len(CONTENT)
         assert (await peer.answer()).body == b"5"
@@ -124,10 +134,13 @@ async def test_a_slow_client_is_waited_for_by_the_event_loop() -> None:
     assert bodies(taker.asked) == [CONTENT[:30]]
 
 
+@pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("frame", [by_length, in_chunks])
-async def test_a_client_that_leaves_is_told_by_what_reads_on(frame: Callable[[bytes], bytes]) -> None:
+async def test_a_client_that_leaves_is_told_by_what_reads_on(
+    certificates: Certificates, frame: Callable[[bytes], bytes], tls: bool
+) -> None:
     taker = Taker()
-    async with speaking(taker) as peer:
+    async with speaking(taker, tls=certificates if tls else None) as peer:
         sent = frame(CONTENT)[:-MIB]
         with trio.fail_after(30):
             await peer.stream.send_all(sent)
@@ -249,7 +262,19 @@ async def test_when_all_receivers_are_at_work_the_event_loop_reads(monkeypatch: 
     assert bodies(taker.asked) == [CONTENT]
 
 
-async def test_what_has_no_body_or_comes_over_tls_is_not_offered() -> None:
+async def test_a_client_that_breaks_tls_in_the_midst_of_a_body_is_gone(certificates: Certificates) -> None:
+    taker = Taker()
+    async with speaking(taker, tls=certificates) as peer:
+        assert isinstance(peer.stream, trio.SSLStream)
+        await peer.send(by_length(CONTENT)[: 2 * MIB])
+        await peer.stream.transport_stream.send_all(b"no record of TLS" * 1000)
+        with trio.fail_after(30):
+            await peer.ended.wait()
+    assert taker.left
+    assert taker.asked == []
+
+
+async def test_what_has_no_body_is_not_offered() -> None:
     offered: list[bool] = []
 
     async def application(scope: HTTPScope, receive: Receive, send: Send) -> None:
@@ -258,9 +283,7 @@ async def test_what_has_no_body_or_comes_over_tls_is_not_offered() -> None:
         await reply(send, b"")
 
     async with speaking(application) as peer:
-        await peer.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-        assert (await peer.answer()).status == 200
-    async with speaking(application, tls=Certificates()) as peer:
-        await peer.send(NEXT)
-        assert (await peer.answer()).status == 200
-    assert offered == [False, False]
+        for request in (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", NEXT):
+            await peer.send(request)
+            assert (await peer.answer()).status == 200
+    assert offered == [False, True]
