@@ -104,6 +104,7 @@ from ._hooks import (
     DriverFactory,
     MiddlewareFactory,
     NoOptions,
+    RecallingAuthenticator,
     Rule,
     ScopedAuthenticator,
     StorageMiddlewareFactory,
@@ -183,6 +184,7 @@ from ._operations import (
     UploadCount,
     UploadOpened,
     UploadProgress,
+    Voucher,
 )
 from ._patterns import Glob, Regex
 from ._plugins import PluginError, PluginManager, PluginRecord
@@ -304,6 +306,7 @@ __all__ = [
     "RangeUnsatisfiable",
     "ReadOnlyView",
     "Reader",
+    "RecallingAuthenticator",
     "RedisSettings",
     "Reference",
     "ReferrerList",
@@ -350,6 +353,7 @@ __all__ = [
     "UploadProgress",
     "UploadUnknown",
     "Verdict",
+    "Voucher",
     "check_key",
     "check_options",
     "claimed_sections",
