@@ -21,7 +21,7 @@ from moorage import Configuration, PluginManager, open_registry
 from .asgi import Application, Settings, settings_headers
 from .hooks import Route
 from .http1 import TLS_PEER, Connections, Http1
-from .http2 import Http2
+from .http2 import Http2, bound_heads
 from .routes import Limits
 from .tls import ServerTls
 from .tls_stream import TlsStream
@@ -203,6 +203,7 @@ async def serve_worker(
             # The seam: hypercorn's worker makes each connection, and what speaks HTTP/2 there, from names of its modules.
             setattr(hypercorn_run, "TCPServer", type("Connection", (kind,), of_process))  # noqa: B010 - a name that holds a class, to type checkers
             setattr(hypercorn_protocol, "H2Protocol", Http2)  # noqa: B010 - the same
+            bound_heads()
 
             async def wait_for_signal() -> None:
                 async for _ in signals:

@@ -104,6 +104,7 @@ from ._hooks import (
     DriverFactory,
     MiddlewareFactory,
     NoOptions,
+    RecallingAuthenticator,
     Rule,
     ScopedAuthenticator,
     StorageMiddlewareFactory,
@@ -184,6 +185,7 @@ from ._operations import (
     UploadCount,
     UploadOpened,
     UploadProgress,
+    Voucher,
 )
 from ._patterns import Glob, Regex
 from ._plugins import PluginError, PluginManager, PluginRecord
@@ -306,6 +308,7 @@ __all__ = [
     "RangeUnsatisfiable",
     "ReadOnlyView",
     "Reader",
+    "RecallingAuthenticator",
     "RedisSettings",
     "Reference",
     "ReferrerList",
@@ -352,6 +355,7 @@ __all__ = [
     "UploadProgress",
     "UploadUnknown",
     "Verdict",
+    "Voucher",
     "check_key",
     "check_options",
     "claimed_sections",

@@ -401,13 +401,13 @@ async def _wrap(
     if secured:
         handler = await around(Granted(handler), "access")
         handler = await around(handler, "caller")
-        authenticators: list[Authenticator] = []
+        authenticators: dict[str, Authenticator] = {}
         for name in configuration.auth.types:
             offered = plugins.authenticators()[name]
             credentials = configuration.decode(f"auth.{name}", offered.options)
             with _opening(configuration, plugins, "register_authenticators", name, f"auth.{name}"):
-                authenticators.append(await stack.enter_async_context(offered.open(credentials)))
-        handler = Authentication(handler, authenticators or [_Anybody()])
+                authenticators[name] = await stack.enter_async_context(offered.open(credentials))
+        handler = Authentication(handler, authenticators or {"": _Anybody()})
     handler = await around(handler, "gate")
     if plugins.observed:
         handler = _Observed(handler, plugins)

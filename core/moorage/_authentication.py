@@ -4,13 +4,13 @@ Answers for `WWW-Authenticate` of RFC 9110, 11.6.1, as container clients read it
 know `Bearer` with a token server, and `Basic`. So one challenge is sent, and it is `Bearer` where there is one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar, cast
 
 import msgspec
 
 from ._errors import Denied, Unauthorized
-from ._hooks import Authenticator, ScopedAuthenticator
+from ._hooks import Authenticator, RecallingAuthenticator, ScopedAuthenticator
 from ._operations import (
     Access,
     Caller,
@@ -35,10 +35,10 @@ _NOBODY = Credentials("basic", "Og==")
 class Authentication:
     """Sets the caller of every operation, or refuses it."""
 
-    def __init__(self, inner: Handler, authenticators: Sequence[Authenticator]) -> None:
-        """Ask `authenticators` in their order; who knows the credentials decides."""
+    def __init__(self, inner: Handler, authenticators: Mapping[str, Authenticator]) -> None:
+        """Ask `authenticators`, which have the names of the configuration, in their order; who knows the credentials decides."""
         self._inner = inner
-        self._authenticators = tuple(authenticators)
+        self._authenticators = dict(authenticators)
 
     async def __call__(self, operation: Operation[R], /) -> R:
         """Answer `operation` for whom it comes from.
@@ -63,7 +63,7 @@ class Authentication:
         origin = operation.origin
         if origin.credentials == _NOBODY:
             origin = msgspec.structs.replace(origin, credentials=None)
-        for authenticator in self._authenticators:
+        for name, authenticator in self._authenticators.items():
             caller = await authenticator(origin)
             if caller is None:
                 continue
@@ -71,10 +71,25 @@ class Authentication:
             nameless = not caller.name and origin.credentials is None and isinstance(operation, Ping)
             if nameless and self._challenge(operation, ""):
                 break
-            return caller
+            return await self._recalled(name, caller)
         if origin.credentials is None:
             raise Unauthorized("authentication required")
         raise Unauthorized("these credentials are not known here", problem="invalid_token")
+
+    async def _recalled(self, name: str, caller: Caller) -> Caller:
+        """Return `caller`, whom the authenticator `name` knows; if by the word of another, as that one knows them now.
+
+        Raises:
+            Unauthorized: it does not, or by something else.
+        """
+        voucher = caller.voucher
+        if voucher is None or voucher.authenticator == name:
+            return caller
+        asked = self._authenticators.get(voucher.authenticator)
+        now = await asked.recall(caller.name) if isinstance(asked, RecallingAuthenticator) else None
+        if now is None or now.voucher != voucher:
+            raise Unauthorized("whose it was is not known any more, or by another password", problem="invalid_token")
+        return now
 
     def _asked_for(self, operation: Operation[object], error: Unauthorized) -> Unauthorized | Denied:
         """Return `error` with the challenge to show what is missing."""
@@ -87,7 +102,7 @@ class Authentication:
     def _challenge(self, operation: Operation[object], problem: str) -> str | None:
         """Return the one challenge that is sent, None if no authenticator has any."""
         challenges: list[str] = []
-        for authenticator in self._authenticators:
+        for authenticator in self._authenticators.values():
             if isinstance(authenticator, ScopedAuthenticator):
                 challenges.append(authenticator.challenge_for(operation.origin, operation.access, problem))
             else:

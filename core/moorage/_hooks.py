@@ -26,7 +26,7 @@ from ._operations import Access, Caller, Handler, Operation, Origin, PushManifes
 PROJECT = "moorage"
 ENTRY_POINT_GROUP = "moorage.plugins"
 
-HOOK_API = (1, 3)
+HOOK_API = (1, 4)
 """The version of the hooks. The first number grows when a plugin has to change, the second when there is more to use."""
 
 hookspec: pluggy.HookspecMarker = pluggy.HookspecMarker(PROJECT)
@@ -134,6 +134,19 @@ class ScopedAuthenticator(Authenticator, Protocol):
 
         `problem` is as in `Unauthorized`.
         """
+        ...
+
+
+@runtime_checkable
+class RecallingAuthenticator(Authenticator, Protocol):
+    """An authenticator that can be asked about a caller again, without what was shown at first.
+
+    Its callers have a `voucher` with its name. Only they can have what outlives a login, such as a refresh token: when
+    it is used, who they are is asked again, and what was said then counts if the voucher is the same.
+    """
+
+    def recall(self, name: str, /) -> Awaitable[Caller | None]:
+        """Return the caller of that name as known now, None if there is none any more."""
         ...
 
 

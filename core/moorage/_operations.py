@@ -85,6 +85,18 @@ class Grant(msgspec.Struct, frozen=True):
         return self.repository == access.repository and (access.action in self.actions or "*" in self.actions)
 
 
+class Voucher(msgspec.Struct, frozen=True):
+    """Who can be asked, later on, whether a caller is still known.
+
+    Attributes:
+        authenticator: the name by which a configuration has it.
+        mark: changes when the caller is known by something else, such as another password; tells nobody anything.
+    """
+
+    authenticator: str
+    mark: str
+
+
 class Caller(msgspec.Struct, frozen=True, kw_only=True):
     """Who asks; an empty name is nobody in particular.
 
@@ -92,11 +104,13 @@ class Caller(msgspec.Struct, frozen=True, kw_only=True):
         name: by which rules and logs know the caller.
         groups: those that the caller belongs to.
         grants: the only rights that the credentials are good for; None if they do not say, as with a password.
+        voucher: who can be asked about the caller again; None if nobody can.
     """
 
     name: str = ""
     groups: frozenset[str] = frozenset()
     grants: tuple[Grant, ...] | None = None
+    voucher: Voucher | None = None
 
     def is_granted(self, needed: Iterable[Access]) -> bool:
         """Return whether the credentials are good for all rights in `needed`; what rules say is another question."""

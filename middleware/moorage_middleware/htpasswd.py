@@ -8,6 +8,7 @@ What this module keeps:
   address, so that who guesses takes turns with the others.
 - Who keeps guessing has to wait, longer and longer; that holds for a name from an address, so nobody can lock out others.
 - Unknown names take as long as known ones.
+- Callers are recalled by their entries: who is removed, or has another password, is not who logged in.
 
 bcrypt knows the first 72 bytes of a password. The rest is ignored here, as by Go's comparison in distribution.
 """
@@ -25,7 +26,7 @@ import bcrypt
 import msgspec
 import trio
 
-from moorage import Caller, ConfigurationError, Origin, TooManyRequests, Unauthorized
+from moorage import Caller, ConfigurationError, Origin, TooManyRequests, Unauthorized, Voucher
 
 from ._authenticators import Htpasswd
 from ._remembered import Remembered
@@ -141,17 +142,24 @@ class Passwords:
         check = self._digest(name, password, "" if hashed is None else hashed.decode())
         now = trio.current_time()
         known_until = self._right.get(check)
-        if known_until is not None and known_until > now:
-            return self._caller(name)
+        if hashed is not None and known_until is not None and known_until > now:
+            return self._caller(name, hashed)
         right = await self._checked(check, password, hashed, users.cost, self._digest(name, origin.address), origin)
-        if not right:
+        if hashed is None or not right:
             whose = f"the user {name!r}" if hashed is not None else "a user that the file does not have"
             _log.info("a wrong password for %s from %s", whose, origin.address or "inside")
             raise Unauthorized("name and password do not belong together", problem="invalid_token")
-        return self._caller(name)
+        return self._caller(name, hashed)
 
-    def _caller(self, name: str) -> Caller:
-        return Caller(name=name, groups=self._groups.get(name, frozenset()))
+    async def recall(self, name: str, /) -> Caller | None:
+        """Return the caller of that name as the file has them now, None if it has not."""
+        hashed = self._file.current().hashes.get(name)
+        return None if hashed is None else self._caller(name, hashed)
+
+    def _caller(self, name: str, hashed: bytes) -> Caller:
+        # The salt in it makes a digest of it useless to whoever does not have the file; so many bits are never the same.
+        mark = hashlib.sha256(hashed).hexdigest()[:32]
+        return Caller(name=name, groups=self._groups.get(name, frozenset()), voucher=Voucher("htpasswd", mark))
 
     def _digest(self, *texts: str) -> bytes:
         """Return what stands for `texts` in memory, and is of no use to who reads it there."""

@@ -4,7 +4,7 @@ Answers for distribution's token authentication, with the claims that distributi
 has the published keys, can verify the same tokens. Rules this file keeps:
 
 - Who asks for a token has shown something to another authenticator; a token is not had by a token. A refresh token buys
-  tokens and nothing else.
+  tokens and nothing else, and only as long as that other authenticator still knows whose it is.
 - A token never says more than what was asked for, and never more than what the rules allow at that moment: each right is
   asked about, further in, as the operation that needs it would ask.
 - Nothing but the keys is needed to verify: no store, no network. What was verified is remembered until it expires.
@@ -45,6 +45,7 @@ from moorage import (
     R,
     RepositoryName,
     Unauthorized,
+    Voucher,
     encode_json,
     hookimpl,
     needed_scopes,
@@ -163,6 +164,7 @@ class _Claims(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     jti: str
     access: tuple[_Entry, ...] | None = None
     groups: tuple[str, ...] = ()
+    voucher: Voucher | None = None
 
 
 class _Head(msgspec.Struct, frozen=True):
@@ -215,7 +217,14 @@ class TokenServer:
         entries = [entry for entry in entries if entry.actions]
         now = int(time.time())
         return IssuedToken(
-            token=self._token(caller, options.service, now, options.ttl, tuple(entries)),
+            token=self._signed(
+                caller.name,
+                options.service,
+                now,
+                options.ttl,
+                access=tuple(entries),
+                groups=tuple(sorted(caller.groups)),
+            ),
             issued_at=now,
             expires_in=int(options.ttl),
             scopes=tuple(f"{entry.type}:{entry.name}:{','.join(entry.actions)}" for entry in entries),
@@ -227,23 +236,41 @@ class TokenServer:
         if shown is not None and shown.scheme == "refresh_token":
             # The same again: it does not live longer by being used.
             return shown.value
-        if not operation.offline or not operation.caller.name or not self._options.refresh:
+        # Who cannot be asked for again keeps what they showed: that ends when it ends.
+        if not operation.offline or operation.caller.voucher is None or not self._options.refresh:
             return None
-        return self._token(operation.caller, _refresh_audience(self._options), now, self._options.refresh, None)
+        return self._signed(
+            operation.caller.name,
+            _refresh_audience(self._options),
+            now,
+            self._options.refresh,
+            voucher=operation.caller.voucher,
+        )
 
-    def _token(self, caller: Caller, audience: str, now: int, seconds: float, access: tuple[_Entry, ...] | None) -> str:
+    def _signed(
+        self,
+        name: str,
+        audience: str,
+        now: int,
+        seconds: float,
+        *,
+        access: tuple[_Entry, ...] | None = None,
+        groups: tuple[str, ...] = (),
+        voucher: Voucher | None = None,
+    ) -> str:
         from ._keyring import sign
 
         claims = _Claims(
             iss=self._options.issuer,
-            sub=caller.name,
+            sub=name,
             aud=audience,
             exp=now + int(seconds),
             nbf=now,
             iat=now,
             jti=secrets.token_urlsafe(16),
             access=access,
-            groups=tuple(sorted(caller.groups)),
+            groups=groups,
+            voucher=voucher,
         )
         return sign(self._keys.signer(), claims)
 
@@ -337,7 +364,9 @@ class OwnTokens:
         if claims is None:
             return None
         if shown.scheme == "refresh_token":
-            return Caller(name=claims.sub, groups=frozenset(claims.groups))
+            if claims.voucher is None:
+                raise Unauthorized("nobody can be asked whose the token is", problem="invalid_token")
+            return Caller(name=claims.sub, voucher=claims.voucher)
         caller = Caller(
             name=claims.sub, groups=frozenset(claims.groups), grants=tuple(map(_grant, claims.access or ()))
         )

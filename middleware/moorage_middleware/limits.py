@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Annotated, ClassVar, Self, cast
 
 import msgspec
+import trio
 
 from moorage import (
     AppendUpload,
@@ -50,6 +51,7 @@ _REPOSITORIES_REMEMBERED = 10_000
 _UPLOADS_RETRY = 5.0
 _OPEN_UPLOADS_RETRY = 60.0
 _UNSEEN_AT_FIRST = 1000
+_LOOKS = 64
 _IPV6_HOST_BITS = 64
 
 _SENDING = frozenset({PushBlob, AppendUpload, CommitUpload})
@@ -314,6 +316,7 @@ class Sizes:
         self._options = options
         self._inner = inner
         self._unseen: Remembered[RepositoryName, int] = Remembered(most=_REPOSITORIES_REMEMBERED)
+        self._looks = [trio.Lock() for _ in range(_LOOKS)]
 
     async def __call__(self, operation: Operation[R], /) -> R:
         """Answer `operation`.
@@ -334,7 +337,7 @@ class Sizes:
                 if len(operation.data) > options.max_manifest_size:
                     raise ManifestTooLarge(f"a manifest has at most {options.max_manifest_size} bytes here")
             case OpenUpload() | MountBlob() if options.max_open_uploads:
-                await self._count(operation, options.max_open_uploads)
+                return await self._opened(operation, options.max_open_uploads)
             case PushBlob() | AppendUpload() | CommitUpload() if options.max_blob_size is not None:
                 return await self._bounded(operation, options.max_blob_size)
             case _:
@@ -377,17 +380,22 @@ class Sizes:
         )
         return (await self._inner(where)).offset
 
-    async def _count(self, operation: OpenUpload | MountBlob, most: int) -> None:
-        """Look how many uploads are open, as seldom as the room that is left allows.
+    async def _opened(self, operation: OpenUpload | MountBlob, most: int) -> object:
+        """Open an upload, after a look at how many are open; that is had as seldom as the room that is left allows.
 
         After each look an eighth of the room is given away unseen, so that even eight workers which look at the same
         moment stay within it. Before the first one little is, so that what few push costs no look.
         """
+        asked: Operation[object] = operation
         repository = operation.repository
         unseen = self._unseen.get(repository)
         if unseen is None:
             unseen = most // _UNSEEN_AT_FIRST
-        if not unseen:
+        if unseen:
+            self._unseen.put(repository, unseen - 1)
+            return await self._inner(asked)
+        # Who looks next has to see what this one opens.
+        async with self._looks[hash(repository) % _LOOKS]:
             asks = CountUploads(origin=operation.origin, caller=operation.caller, repository=repository, limit=most)
             count = (await self._inner(asks)).count
             if count >= most:
@@ -395,8 +403,8 @@ class Sizes:
                     f"{most} uploads are open in this repository; those that nobody finishes are removed after a while",
                     retry_after=_OPEN_UPLOADS_RETRY,
                 )
-            unseen = max((most - count) // 8, 1)
-        self._unseen.put(repository, unseen - 1)
+            self._unseen.put(repository, max((most - count) // 8, 1) - 1)
+            return await self._inner(asked)
 
 
 @asynccontextmanager

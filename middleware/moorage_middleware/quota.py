@@ -6,6 +6,8 @@ manifests do not. Rules this file keeps:
 - What is used lies in the store, an object for each quota, and is changed under its version: of two pushes that reach the
   limit at once, one is refused, in whichever processes they are.
 - A push costs a read and a write of that object, never a look at all that is there.
+- What is too much is refused before it is in a repository, never taken out again: by then another push of the same blob
+  may have been answered.
 - What a crash, or two pushes of one blob at the same moment, count wrong is put right when everything is counted again, by
   one process, now and then. Until everything was counted once, nothing is refused.
 - Where the count cannot be kept, pushes fail; deletes do not.
@@ -15,8 +17,8 @@ import hashlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Annotated, cast
 
 import msgspec
@@ -26,6 +28,8 @@ from moorage import (
     Absent,
     BlobPushed,
     BlobUnknown,
+    Body,
+    CancelUpload,
     CommitUpload,
     Condition,
     ConditionFailed,
@@ -56,6 +60,7 @@ from moorage import (
     R,
     RegistryError,
     RepositoryName,
+    StatUpload,
     Unavailable,
     Unchanged,
     encode_json,
@@ -216,6 +221,42 @@ class Counter:
         return True
 
 
+class _Weighed:
+    """A body that is counted when all of it is here, before anybody makes a blob of it."""
+
+    def __init__(self, body: Body, begun: int, count: Callable[[int], Awaitable[None]]) -> None:
+        """Have `count` called with the bytes of `body` and those `begun` before; it may raise."""
+        self.length = body.length
+        self.weight = 0
+        """What was counted."""
+        self._pieces = aiter(body)
+        self._seen = begun
+        self._whole = None if body.length is None else begun + body.length
+        self._count = count
+        self._is_counted = False
+
+    async def weigh(self) -> None:
+        """Count what has come, once."""
+        if not self._is_counted:
+            self._is_counted = True
+            await self._count(self._seen)
+            self.weight = self._seen
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            piece = await anext(self._pieces)
+        except StopAsyncIteration:
+            await self.weigh()
+            raise
+        self._seen += len(piece)
+        if self._seen == self._whole:
+            await self.weigh()
+        return piece
+
+
 class WithinQuota:
     """Answers pushes that stay within the quotas, and counts them."""
 
@@ -263,25 +304,67 @@ class WithinQuota:
             return None
 
     async def _take_in(self, operation: PushBlob | CommitUpload | MountBlob, counters: list[Counter]) -> object:
-        """Take a blob in and count it; take it out again if there is no room."""
+        """Count a blob when its size is known, and take it in then."""
         asked: Operation[object] = operation
         if await self._size(operation.repository, operation.digest) is not None:
             return await self._inner(asked)
-        if not isinstance(operation, MountBlob):
-            # Where there is surely no room, nobody has to send the bytes first.
-            least = Used(bytes=max(operation.body.length or 0, 1))
-            for counter in counters:
-                await counter.refuse(least)
-        reply = await self._inner(asked)
-        if not isinstance(reply, BlobPushed):
-            return reply
-        size = await self._size(operation.repository, operation.digest) or 0
-        try:
+        if isinstance(operation, MountBlob):
+            return await self._mount(operation, counters)
+        # Where there is surely no room, nobody has to send the bytes first.
+        least = Used(bytes=max(operation.body.length or 0, 1))
+        for counter in counters:
+            await counter.refuse(least)
+
+        async def count(size: int) -> None:
             await self._add(counters, Used(bytes=size))
-        except BaseException:
+
+        body = _Weighed(operation.body, await self._received(operation), count)
+        try:
+            if operation.body.length == 0:
+                await body.weigh()
+            reply = await self._inner(msgspec.structs.replace(operation, body=body))
+        except BaseException as error:
             with trio.move_on_after(_UNDO_SECONDS, shield=True):
-                await self._inner(DeleteBlob(repository=operation.repository, digest=operation.digest))
+                await self._give_back(counters, Used(bytes=-body.weight))
+                if isinstance(error, Denied) and isinstance(operation, CommitUpload):
+                    # Nothing can become of it, so its bytes need not wait until it is old.
+                    cancel = CancelUpload(repository=operation.repository, upload_id=operation.upload_id)
+                    with suppress(RegistryError):
+                        await self._inner(cancel)
             raise
+        return reply
+
+    async def _received(self, operation: PushBlob | CommitUpload) -> int:
+        """Return how many bytes of a blob are here already."""
+        if isinstance(operation, PushBlob):
+            return 0
+        where = StatUpload(repository=operation.repository, upload_id=operation.upload_id)
+        return (await self._inner(where)).offset
+
+    async def _mount(self, operation: MountBlob, counters: list[Counter]) -> object:
+        """Count a blob that is in another repository, and take it in from there."""
+        size = None
+        if operation.source is not None:
+            with suppress(RegistryError):
+                size = await self._size(operation.source, operation.digest)
+        if size is None:
+            # From a repository that is found further in, if there is one: the store has it already, so no more of it.
+            for counter in counters:
+                await counter.refuse(Used(bytes=1))
+        counted = Used(bytes=size or 0)
+        await self._add(counters, counted)
+        reply: object = None
+        try:
+            reply = await self._inner(operation)
+        finally:
+            if not isinstance(reply, BlobPushed):
+                with trio.move_on_after(_UNDO_SECONDS, shield=True):
+                    await self._give_back(counters, Used(bytes=-counted.bytes))
+        if size is None and isinstance(reply, BlobPushed):
+            # Not taken out again if it is too much: another push of it may have been answered meanwhile.
+            found = await self._size(operation.repository, operation.digest) or 0
+            for counter in counters:
+                await counter.add(Used(bytes=found), bounded=False)
         return reply
 
     async def _tag(self, operation: PushManifest, counters: list[Counter]) -> object:

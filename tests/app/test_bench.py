@@ -139,6 +139,24 @@ def test_cut_off_it_removes_what_it_pushed_and_tells_what_it_has(number: int, co
     assert (found["interrupted"], found["left"]) == (True, [])
 
 
+def test_tags_are_removed_before_any_manifest_has_to_look_for_its_own(tmp_path: Path) -> None:
+    with moorage(tmp_path / "data") as server:
+        # More than a page of them, of which each manifest would look at all.
+        done = run(server.url, *TINY, "--only", "push-images,tags-page", "--tags", "1100")
+        assert (done.returncode, done.stderr) == (0, "")
+        assert repositories(server.url) == []
+        events = [json.loads(line) for line in server.log.read_text().splitlines()]
+    deleted = [
+        each["path"].rpartition("/manifests/")[2]
+        for each in events
+        if each.get("method") == "DELETE" and "/manifests/" in each["path"]
+    ]
+    is_digest = [name.startswith("sha256:") for name in deleted]
+    assert is_digest == sorted(is_digest)
+    assert is_digest.count(False) >= 1100
+    assert is_digest.count(True) >= 13
+
+
 def test_where_deletes_are_off_it_says_what_is_left(tmp_path: Path) -> None:
     with configured(tmp_path / "data", storage={"filesystem": {"rootdirectory": str(tmp_path / "data")}}) as server:
         done = run(server.url, *TINY, "--only", "manifest-digest,push-images")

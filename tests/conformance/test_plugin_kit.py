@@ -78,6 +78,7 @@ BROKEN = {
     "OPENS_NO_RULE": ["every_push_is_accepted_warned_of_or_refused"],
     "BAD_CHALLENGE": ["its_challenge_can_be_sent", "wrong_credentials_are_refused"],
     "LETS_IN": ["who_shows_nothing_is_nobody", "wrong_credentials_are_refused"],
+    "RECALLS_EVERYBODY": ["it_recalls_nobody_whom_nobody_is"],
     "FAILS_ON_ODD_VALUES": ["wrong_credentials_are_refused"],
     "NO_CHALLENGE": ["wrong_credentials_are_refused"],
     "CHALLENGES_BY_WHAT_WAS_SENT": ["its_challenge_can_be_sent"],

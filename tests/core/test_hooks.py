@@ -20,7 +20,7 @@ from moorage import (
 )
 from moorage_app import hooks as app_hooks
 
-KNOWN_VERSION = (1, 3)
+KNOWN_VERSION = (1, 4)
 """For which the tables below hold. What takes something away from plugins needs a new first number, what gives them more a
 new second one."""
 

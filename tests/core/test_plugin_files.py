@@ -189,10 +189,10 @@ def test_links_are_followed_to_what_nobody_else_can_write(folder: Path, tmp_path
     [
         (HOOK_API[0], None),
         (HOOK_API, None),
-        ((HOOK_API[0], HOOK_API[1] + 1), "this Moorage has hooks 1.3; install a newer Moorage"),
-        (HOOK_API[0] + 1, "it was made for hooks 2.0, and this Moorage has hooks 1.3; install a newer Moorage"),
-        (0, "it was made for hooks 0.0, and this Moorage has hooks 1.3; install a newer plugin, made for hooks 1"),
-        ("1.0", "moorage_hook_api is '1.0', not a version such as 1 or (1, 3)"),
+        ((HOOK_API[0], HOOK_API[1] + 1), "this Moorage has hooks 1.4; install a newer Moorage"),
+        (HOOK_API[0] + 1, "it was made for hooks 2.0, and this Moorage has hooks 1.4; install a newer Moorage"),
+        (0, "it was made for hooks 0.0, and this Moorage has hooks 1.4; install a newer plugin, made for hooks 1"),
+        ("1.0", "moorage_hook_api is '1.0', not a version such as 1 or (1, 4)"),
         ((1, 0, 0), "not a version"),
         (None, "not a version"),
     ],
@@ -207,7 +207,7 @@ def test_a_plugin_that_was_made_for_other_hooks_is_refused(said: object, sentenc
 
     record = PluginManager().register(Plugin(), "plugin")
     if sentence is None:
-        assert (record.error, record.api) == (None, "1.0" if said == 1 else "1.3")
+        assert (record.error, record.api) == (None, "1.0" if said == 1 else "1.4")
     else:
         assert sentence in str(record.error)
 

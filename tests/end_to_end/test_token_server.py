@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, cast
 
+import bcrypt
 import httpx
 import jwt
 import oras.provider
@@ -18,7 +19,17 @@ import pytest
 
 import house
 from images import TAG, build_image, manifest_of
-from servers import Server, configuration, free_port, http, moorage, run_tool, wait_for, write_configuration
+from servers import (
+    Server,
+    configuration,
+    configured,
+    free_port,
+    http,
+    moorage,
+    run_tool,
+    wait_for,
+    write_configuration,
+)
 
 RULES = {"ann": ["team/:pull", "team/:push"], "anonymous": ["open/:pull"], "@staff": [":pull", ":push", ":delete"]}
 ANN = ("ann", "ann-secret")
@@ -167,6 +178,45 @@ def test_all_workers_take_each_others_tokens(server: Server) -> None:
             f"{server.url}/v2/team/app/tags/list", headers={"Authorization": f"Bearer {token}"}, trust_env=False
         )
         assert answer.status_code == 404
+
+
+def write_users(file: Path, **hashes: str) -> None:
+    """Put the file in place whole, as a tool that cares does."""
+    new = file.with_name("new")
+    new.write_text("".join(f"{name}:{hashed}\n" for name, hashed in hashes.items()), encoding="utf-8")
+    new.replace(file)
+
+
+def hash_of(password: str) -> str:
+    return bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()
+
+
+def test_no_worker_takes_the_refresh_token_of_a_user_who_is_gone_or_has_another_password(tmp_path: Path) -> None:
+    file = tmp_path / "htpasswd"
+    kept, gone = hash_of("bob-secret"), hash_of("eve-secret")
+    write_users(file, ann=hash_of("ann-secret"), bob=kept, eve=gone)
+    auth = {"issuer": {"keys": str(tmp_path / "keys")}, "htpasswd": {"realm": "here", "path": str(file)}}
+    with configured(tmp_path / "data", workers=2, auth=auth) as server:
+        wait_for(lambda: len(server.workers) == 2, "two workers")
+
+        def refreshed(token: str) -> set[int]:
+            """Return what is answered on connections of their own, which both workers take."""
+            form = {"grant_type": "refresh_token", "refresh_token": token}
+            return {httpx.post(f"{server.url}/auth/token", data=form, trust_env=False).status_code for _ in range(16)}
+
+        def login(name: str, password: str) -> str:
+            with http(server.url) as client:
+                answer = client.get("/auth/token", params={"offline_token": "true"}, auth=(name, password))
+            token: str = answer.json()["refresh_token"]
+            return token
+
+        tokens = {name: login(name, f"{name}-secret") for name in ("ann", "bob", "eve")}
+        assert [refreshed(token) for token in tokens.values()] == [{200}, {200}, {200}]
+        write_users(file, ann=hash_of("new"), bob=kept)
+        wait_for(lambda: refreshed(tokens["eve"]) == {401}, "the end of who was removed")
+        wait_for(lambda: refreshed(tokens["ann"]) == {401}, "the end of the old password")
+        assert refreshed(tokens["bob"]) == {200}
+        assert refreshed(login("ann", "new")) == {200}
 
 
 def test_keys_change_under_load_and_no_request_fails(tmp_path: Path) -> None:

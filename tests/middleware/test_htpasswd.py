@@ -1,6 +1,7 @@
 """The authenticator `htpasswd`: who gets in, who does not, and what guessing costs whom."""
 
 import contextlib
+import hashlib
 import logging
 import os
 import threading
@@ -14,7 +15,17 @@ from hypothesis import given, strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from asking import basic, bearer, opened_authenticator
-from moorage import Authenticator, Caller, ConfigurationError, Credentials, Origin, TooManyRequests, Unauthorized
+from moorage import (
+    Authenticator,
+    Caller,
+    ConfigurationError,
+    Credentials,
+    Origin,
+    RecallingAuthenticator,
+    TooManyRequests,
+    Unauthorized,
+    Voucher,
+)
 from moorage_middleware.htpasswd import parse
 
 CANARY = "canary-5c1e"
@@ -37,6 +48,12 @@ def path(tmp_path: Path) -> Path:
 
 def options(path: Path, **more: object) -> dict[str, object]:
     return {"realm": "the house", "path": str(path), **more}
+
+
+def vouched(path: Path, name: str, *groups: str) -> Caller:
+    """Return the caller of that name as the file at `path` has them."""
+    mark = hashlib.sha256(parse(path.read_bytes()).hashes[name]).hexdigest()[:32]
+    return Caller(name=name, groups=frozenset(groups), voucher=Voucher("htpasswd", mark))
 
 
 async def refused(authenticator: Authenticator, origin: Origin) -> None:
@@ -71,8 +88,8 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> Counted:
 async def test_who_shows_the_password_is_the_caller_with_the_groups_of_the_options(path: Path) -> None:
     groups = {"ops": ["ann", "eve"], "all": ["ann", "bob"]}
     async with opened_authenticator("htpasswd", options(path, groups=groups)) as known:
-        assert await known(basic("ann", "good")) == Caller(name="ann", groups=frozenset({"ops", "all"}))
-        assert await known(basic("bob", "better")) == Caller(name="bob", groups=frozenset({"all"}))
+        assert await known(basic("ann", "good")) == vouched(path, "ann", "ops", "all")
+        assert await known(basic("bob", "better")) == vouched(path, "bob", "all")
         assert known.challenge == 'Basic realm="the house"'
 
 
@@ -90,7 +107,7 @@ async def test_of_a_long_password_the_first_72_bytes_count(tmp_path: Path) -> No
     file = tmp_path / "htpasswd"
     file.write_text(line("ann", "é" * 36), encoding="utf-8")
     async with opened_authenticator("htpasswd", options(file)) as known:
-        assert await known(basic("ann", "é" * 36)) == await known(basic("ann", "é" * 50)) == Caller(name="ann")
+        assert await known(basic("ann", "é" * 36)) == await known(basic("ann", "é" * 50)) == vouched(file, "ann")
         await refused(known, basic("ann", "é" * 35))
 
 
@@ -111,7 +128,7 @@ async def test_hashes_of_other_kinds_never_match_and_are_told_once_by_name(
     async with opened_authenticator("htpasswd", options(file)) as known:
         for name, value in others.items():
             await refused(known, basic(name, value))
-        assert await known(basic("ann", "good")) == Caller(name="ann")
+        assert await known(basic("ann", "good")) == vouched(file, "ann")
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "'sha', 'md5', 'plain', 'slow', 'empty' and 1 more" in warnings[0]
@@ -137,13 +154,30 @@ def test_whatever_a_file_holds_it_is_understood_or_refused(data: bytes) -> None:
 async def test_a_changed_file_counts_within_a_second(path: Path, autojump_clock: MockClock) -> None:
     del autojump_clock
     async with opened_authenticator("htpasswd", options(path)) as known:
-        assert await known(basic("ann", "good")) == Caller(name="ann")
+        assert await known(basic("ann", "good")) == vouched(path, "ann")
         path.write_text(line("ann", "new") + line("eve", "x"), encoding="utf-8")
         await trio.sleep(1)
-        assert await known(basic("ann", "new")) == await known(basic("ann", "new")) == Caller(name="ann")
-        assert await known(basic("eve", "x")) == Caller(name="eve")
+        assert await known(basic("ann", "new")) == await known(basic("ann", "new")) == vouched(path, "ann")
+        assert await known(basic("eve", "x")) == vouched(path, "eve")
         await refused(known, basic("ann", "good"))
         await refused(known, basic("bob", "better"))
+
+
+async def test_a_caller_is_recalled_until_the_entry_is_another_one(path: Path, autojump_clock: MockClock) -> None:
+    del autojump_clock
+    async with opened_authenticator("htpasswd", options(path, groups={"ops": ["ann"]})) as known:
+        assert isinstance(known, RecallingAuthenticator)
+        ann, bob = await known(basic("ann", "good")), await known(basic("bob", "better"))
+        assert await known.recall("ann") == ann == vouched(path, "ann", "ops")
+        assert await known.recall("bob") == bob
+        assert await known.recall("eve") is None
+        # The same password again has another salt, and is another entry all the same.
+        path.write_text(line("ann", "good"), encoding="utf-8")
+        await trio.sleep(1)
+        again = await known.recall("ann")
+        assert again == await known(basic("ann", "good")) == vouched(path, "ann", "ops")
+        assert again != ann
+        assert await known.recall("bob") is None
 
 
 @pytest.mark.parametrize("broken", [b"\xff", b"ann", None])
@@ -151,19 +185,20 @@ async def test_while_a_new_file_cannot_be_used_the_old_one_counts_and_that_is_to
     path: Path, broken: bytes | None, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     del autojump_clock
+    ann = vouched(path, "ann")
     async with opened_authenticator("htpasswd", options(path)) as known:
         path.unlink()
         if broken is not None:
             path.write_bytes(broken)
         for _ in range(3):
             await trio.sleep(2)
-            assert await known(basic("ann", "good")) == Caller(name="ann")
+            assert await known(basic("ann", "good")) == ann
         errors = [record for record in caplog.records if record.levelno == logging.ERROR]
         assert len(errors) == 1
         assert str(path) in errors[0].getMessage()
         path.write_text(line("eve", "x"), encoding="utf-8")
         await trio.sleep(1)
-        assert await known(basic("eve", "x")) == Caller(name="eve")
+        assert await known(basic("eve", "x")) == vouched(path, "eve")
         await refused(known, basic("ann", "good"))
 
 
@@ -172,7 +207,7 @@ async def test_a_file_that_is_missing_is_made_with_one_user(tmp_path: Path, capl
     async with opened_authenticator("htpasswd", options(file)) as known:
         (told,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         password = told.rpartition(" ")[2]
-        assert await known(basic("docker", password)) == Caller(name="docker")
+        assert await known(basic("docker", password)) == vouched(file, "docker")
     assert file.stat().st_mode & 0o777 == 0o600
     assert os.listdir(file.parent) == ["htpasswd"]
     before = file.read_bytes()
@@ -243,7 +278,7 @@ async def test_who_waits_for_the_check_of_another_who_goes_away_gets_an_answer(p
                 await wait_all_tasks_blocked()
                 impatient.cancel_scope.cancel()
             compared.go_on.set()
-    assert answers == [Caller(name="ann")]
+    assert answers == [vouched(path, "ann")]
 
 
 async def test_an_unknown_name_costs_as_much_as_the_dearest_known_one(tmp_path: Path, compared: Counted) -> None:
@@ -272,10 +307,10 @@ async def test_who_keeps_guessing_has_to_wait_longer_and_longer(
         assert waits == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]
         # Not compared while it was made to wait; others are not made to.
         assert compared.calls == 22
-        assert await known(basic("bob", "better")) == Caller(name="bob")
-        assert await known(basic("ann", "good", address="192.0.2.2")) == Caller(name="ann")
+        assert await known(basic("bob", "better")) == vouched(path, "bob")
+        assert await known(basic("ann", "good", address="192.0.2.2")) == vouched(path, "ann")
         await trio.sleep(300)
-        assert await known(basic("ann", "good")) == Caller(name="ann")
+        assert await known(basic("ann", "good")) == vouched(path, "ann")
         # The right one lets the name begin anew from there.
         for at in range(10):
             await refused(known, basic("ann", str(at)))
@@ -321,7 +356,7 @@ async def test_during_a_flood_of_guesses_good_users_get_in(path: Path, compared:
             await wait_all_tasks_blocked()
             # The queue has room for others.
             assert len(limited) == 1000 - 16
-            assert await known(basic("ann", "good")) == Caller(name="ann")
+            assert await known(basic("ann", "good")) == vouched(path, "ann")
             callers: list[Caller | None] = []
 
             async def log_in() -> None:
@@ -330,7 +365,7 @@ async def test_during_a_flood_of_guesses_good_users_get_in(path: Path, compared:
             nursery.start_soon(log_in)
             await wait_all_tasks_blocked()
             compared.go_on.set()
-        assert callers == [Caller(name="bob")]
+        assert callers == [vouched(path, "bob")]
 
 
 async def test_what_is_remembered_is_bounded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

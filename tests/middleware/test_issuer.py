@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import bcrypt
 import httpx
 import jwt
 import pytest
@@ -37,7 +38,7 @@ from moorage import (
 from moorage_app.asgi import Application
 from moorage_app.worker import application_settings
 from moorage_conformance.plugin_kit import Subject, assert_plugin
-from moorage_middleware import issuer
+from moorage_middleware import _watched, issuer
 from moorage_middleware._keyring import KeyRing, open_keyring, sign
 from moorage_middleware.issuer import Issuing, OwnTokens, TokenServer
 from opening import IN_MEMORY, installed, loaded
@@ -54,12 +55,17 @@ STAFF = "Basic " + base64.b64encode(b"staff-eve:staff-eve-secret").decode()
 
 @asynccontextmanager
 async def opened(
-    keys: Path, *, others: Sequence[str] = ("passwords",), http: Mapping[str, object] | None = None, **options: object
+    keys: Path,
+    *,
+    others: Sequence[str] | Mapping[str, object] = ("passwords",),
+    http: Mapping[str, object] | None = None,
+    **options: object,
 ) -> AsyncGenerator[AsgiClient]:
     """Open a registry that issues tokens, with the rules above, and give a client of it."""
     plugins = installed()
     plugins.register(house, "house")
-    auth: dict[str, object] = {"issuer": {"keys": str(keys), **options}, **dict.fromkeys(others)}
+    auth: dict[str, object] = {"issuer": {"keys": str(keys), **options}}
+    auth |= others if isinstance(others, Mapping) else dict.fromkeys(others)
     overrides = {**IN_MEMORY, "auth": auth, "plugins": {"house_rules": {"may": MAY}}, "http": http or {}}
     found = load_configuration(None, {}, overrides=overrides, claimed=claimed_sections(plugins))
     check_options(found.configuration, plugins)
@@ -231,6 +237,80 @@ async def test_a_refresh_token_buys_tokens_and_nothing_else(tmp_path: Path) -> N
         assert bought["scope"] == "registry:catalog:*"
     async with opened(tmp_path / "keys", refresh=0) as client:
         assert "refresh_token" not in said(await asked(client, "offline_token=true"))
+
+
+def users(file: Path, **passwords: str) -> None:
+    """Write who has which password."""
+    hashes = {name: bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)) for name, password in passwords.items()}
+    file.write_bytes(b"".join(b"%b:%b\n" % (name.encode(), hashed) for name, hashed in hashes.items()))
+
+
+def as_user(name: str, password: str) -> str:
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
+
+
+async def refreshed(client: AsgiClient, token: str) -> int:
+    return (await posted(client, grant_type="refresh_token", refresh_token=token)).status
+
+
+async def test_a_refresh_token_ends_with_the_user_and_with_the_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_watched, "_LOOK_SECONDS", 0.0)
+    file = tmp_path / "htpasswd"
+    htpasswd = {"htpasswd": {"realm": "here", "path": str(file)}}
+    users(file, ann="one", bob="two", eve="three")
+    async with opened(tmp_path / "keys", others=htpasswd) as client:
+        query = "offline_token=true&scope=repository:team/app:pull"
+        shown = {"ann": "one", "bob": "two", "eve": "three"}
+        tokens = {
+            name: said(await asked(client, query, as_user(name, password)))["refresh_token"]
+            for name, password in shown.items()
+        }
+        assert [await refreshed(client, token) for token in tokens.values()] == [200, 200, 200]
+        entries = file.read_text(encoding="utf-8").splitlines(keepends=True)
+        users(file, ann="changed")
+        file.write_text(file.read_text(encoding="utf-8") + entries[2], encoding="utf-8")
+        assert {name: await refreshed(client, token) for name, token in tokens.items()} == {
+            "ann": 401,  # has another password
+            "bob": 401,  # is gone
+            "eve": 200,
+        }
+        again = said(await asked(client, query, as_user("ann", "changed")))["refresh_token"]
+        assert await refreshed(client, again) == 200
+        # Whose entry is back as it was is whom it was.
+        file.write_text("".join(entries), encoding="utf-8")
+        assert await refreshed(client, tokens["bob"]) == 200
+    async with opened(tmp_path / "keys") as client:
+        assert await refreshed(client, tokens["eve"]) == 401  # nobody is there to be asked
+
+
+async def test_a_refresh_token_brings_the_groups_of_now(tmp_path: Path) -> None:
+    file = tmp_path / "htpasswd"
+    users(file, ann="one")
+    refresh = ""
+    for groups in ({"ops": ["ann"]}, {"staff": ["ann"], "all": ["ann"]}, {}):
+        others = {"htpasswd": {"realm": "here", "path": str(file), "groups": groups}}
+        async with opened(tmp_path / "keys", others=others) as client:
+            if not refresh:
+                answer = said(await asked(client, "offline_token=true", as_user("ann", "one")))
+                refresh = answer["refresh_token"]
+                assert "groups" not in await verified(client, refresh, audience="moorage refresh")
+            bought = said(await posted(client, grant_type="refresh_token", refresh_token=refresh))
+            assert (await verified(client, bought["access_token"])).get("groups", []) == sorted(groups)
+
+
+async def test_who_cannot_be_asked_for_again_gets_no_refresh_token(tmp_path: Path) -> None:
+    others = {"silly": {"realm": "here", "service": "any"}}
+    async with opened(tmp_path / "keys", others=others) as client:
+        answer = said(await asked(client, "offline_token=true"))
+        assert (await verified(client, answer["token"]))["sub"] == "silly"
+        assert "refresh_token" not in answer
+    async with open_keyring(tmp_path / "keys", "EdDSA", rotate=2592000, kept=2592000) as ring:
+        # As they were made before anybody was asked again.
+        old = sign(ring.signer(), claims_now(aud="moorage refresh"))
+    async with opened(tmp_path / "keys") as client:
+        assert await refreshed(client, old) == 401
 
 
 async def test_without_an_issuer_there_is_no_such_path(tmp_path: Path) -> None:

@@ -396,6 +396,24 @@ async def test_eight_workers_stay_within_it_together(registry: Registry) -> None
     assert opened_here >= 64
 
 
+async def test_many_that_come_at_once_stay_within_it(registry: Registry) -> None:
+    handler = sizes(registry, max_open_uploads=5)
+    answers: list[bool] = []
+
+    async def open_one() -> None:
+        try:
+            await handler(OpenUpload(repository=REPOSITORY))
+        except TooManyRequests:
+            answers.append(False)
+        else:
+            answers.append(True)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(open_one)
+    assert (answers.count(True), answers.count(False)) == (5, 15)
+
+
 async def test_how_many_are_looked_at_is_bounded(registry: Registry) -> None:
     for _ in range(7):
         await registry(OpenUpload(repository=REPOSITORY))

@@ -9,6 +9,7 @@ import trio
 
 from content import Sent, image, push_blob, push_manifest
 from moorage import (
+    AppendUpload,
     CommitUpload,
     ConfigurationError,
     DeleteBlob,
@@ -26,8 +27,10 @@ from moorage import (
     PushBlob,
     Registry,
     RepositoryName,
+    StatUpload,
     Tag,
     UploadOpened,
+    UploadUnknown,
     decode_options,
 )
 from moorage_conformance.plugin_kit import Subject, assert_plugin
@@ -150,6 +153,78 @@ async def test_processes_that_push_at_once_stay_within_the_quota(driver: Driver)
             nursery.start_soon(push, workers[at % 4], at)
     assert await workers[0].used() == (100, 0)
     assert next(refused) == 10
+
+
+class Held(Sent):
+    """A body whose bytes come when they are let go."""
+
+    def __init__(self, data: bytes, *, length: bool) -> None:
+        super().__init__(data, length=len(data) if length else None)
+        self.begun, self.go_on = trio.Event(), trio.Event()
+
+    async def __anext__(self) -> bytes:
+        self.begun.set()
+        await self.go_on.wait()
+        return await super().__anext__()
+
+
+@pytest.mark.parametrize("length", [True, False])
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_push_that_is_too_much_never_takes_away_what_another_one_has_pushed(
+    driver: Driver, at_once: bool, length: bool
+) -> None:
+    data = b"x" * 10
+    digest = Digest.of(data)
+    async with counted(driver, bytes=15) as found:
+        body = Held(data, length=length)
+        if at_once:
+            late: PushBlob | CommitUpload = PushBlob(repository=A, digest=digest, body=body)
+        else:
+            upload = (await found.handler(OpenUpload(repository=A))).upload_id
+            late = CommitUpload(repository=A, upload_id=upload, digest=digest, body=body)
+
+        async def push_late() -> None:
+            with pytest.raises(Denied, match="would make it 20"):
+                await found.handler(late)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(push_late)
+            await body.begun.wait()
+            await push_blob(found.handler, data, A)
+            body.go_on.set()
+        assert (await found.registry(PullBlob(repository=A, digest=digest))).descriptor.size == 10
+        assert await found.used() == (10, 0)
+        if isinstance(late, CommitUpload):
+            with pytest.raises(UploadUnknown):
+                await found.registry(StatUpload(repository=A, upload_id=late.upload_id))
+
+
+async def test_all_chunks_of_an_upload_count(driver: Driver) -> None:
+    async with counted(driver, bytes=30) as found:
+
+        async def push(data: bytes) -> None:
+            upload = (await found.handler(OpenUpload(repository=A))).upload_id
+            await found.handler(AppendUpload(repository=A, upload_id=upload, body=Sent(data[:20])))
+            last = Sent(data[20:])
+            await found.handler(CommitUpload(repository=A, upload_id=upload, digest=Digest.of(data), body=last))
+
+        await push(b"x" * 30)
+        assert await found.used() == (30, 0)
+        with pytest.raises(Denied):
+            await push(b"y" * 30)
+        assert await found.used() == (30, 0)
+
+
+async def test_a_mount_from_wherever_it_is_counts_and_ends_where_there_is_no_room(driver: Driver) -> None:
+    async with counted(driver, bytes=100) as found:
+        digests = [await push_blob(found.handler, bytes([at]) * 60, OTHER) for at in range(3)]
+        for digest in digests[:2]:
+            # The second is more than there is room for, which nobody could know before.
+            assert not isinstance(await found.handler(MountBlob(repository=A, digest=digest)), UploadOpened)
+        assert await found.used() == (120, 0)
+        with pytest.raises(Denied):
+            await found.handler(MountBlob(repository=A, digest=digests[2]))
+        assert await found.used() == (120, 0)
 
 
 async def test_a_cancelled_push_gives_its_tags_back() -> None:

@@ -523,6 +523,12 @@ class _BadChallenge(Nobody):
     challenge = "Basic realm=the registry\r\nX-Evil: 1"
 
 
+class _RecallsEverybody(Nobody):
+    async def recall(self, name: str) -> Caller:
+        await trio.lowlevel.checkpoint()
+        return Caller(name=name)
+
+
 class _LetsIn(Nobody):
     async def __call__(self, origin: Origin) -> Caller | None:
         await trio.lowlevel.checkpoint()
@@ -591,6 +597,7 @@ async def _open_swallowing_authenticator(options: NoOptions) -> AsyncGenerator[A
 
 SOUND_AUTHENTICATOR = _authenticator(Nobody)
 BAD_CHALLENGE = _authenticator(_BadChallenge)
+RECALLS_EVERYBODY = _authenticator(_RecallsEverybody)
 LETS_IN = _authenticator(_LetsIn)
 FAILS_ON_ODD_VALUES = _authenticator(_FailsOnOddValues)
 NO_CHALLENGE = _authenticator(_OneChallengeTooFew)

@@ -26,6 +26,7 @@ from moorage import (
     Origin,
     R,
     Unauthorized,
+    Voucher,
     hookimpl,
 )
 
@@ -47,7 +48,16 @@ class Passwords:
             raise Unauthorized("not a name and a password") from None
         if not name or password != f"{name}-secret":
             raise Unauthorized("wrong password")
-        return Caller(name=name, groups=frozenset({"staff"} if name.startswith("staff-") else ()))
+        return self._caller(name)
+
+    async def recall(self, name: str, /) -> Caller | None:
+        """Return anybody, whom it would know by the same password as ever."""
+        await trio.lowlevel.checkpoint()
+        return self._caller(name)
+
+    def _caller(self, name: str) -> Caller:
+        groups = frozenset({"staff"} if name.startswith("staff-") else ())
+        return Caller(name=name, groups=groups, voucher=Voucher("passwords", "its secret"))
 
 
 class Everybody:

@@ -1,7 +1,8 @@
 """What a benchmark needs of a registry before it can begin, and what it owes it in the end.
 
 The repository is the benchmark's own, with a name that nobody else has. It is filled with what the chosen cases need, and
-removed by DELETE: manifests, with them their tags, then blobs, and upload sessions that were cut off.
+removed by DELETE: upload sessions that were cut off, tags, manifests, then blobs. Tags come first, since a registry that is
+asked to delete a manifest looks for its tags among all there are; where tags cannot be deleted they go with their manifests.
 """
 
 import base64
@@ -236,10 +237,11 @@ class Session:
             self.do((self._delete(location) for location in left.uploads), _CLIENTS)
             manifests = set(left.manifests)
             blobs = set(left.blobs)
+            self._delete_tags()
             refused = self._delete_all(f"manifests/{digest}" for digest in sorted(manifests))
             if not refused:
                 # Tags that outlive their manifest in some registries.
-                refused = self._delete_all(f"manifests/{tag}" for tag in self._tags())
+                refused = self._delete_tags()
             refused = self._delete_all(f"blobs/{digest}" for digest in sorted(blobs)) or refused
         except (Failed, CannotRun) as error:
             return f"{self.target.name}: {self.at.repository} could not be removed and is left: {error}"
@@ -249,6 +251,14 @@ class Session:
                 f"{len(manifests)} manifests, {len(blobs)} blobs"
             )
         return ""
+
+    def _delete_tags(self) -> str:
+        """Delete all tags, as `_delete_all` does."""
+        refused, before, tags = "", list[str](), self._tags()
+        while tags and tags != before and not refused:
+            refused = self._delete_all(f"manifests/{tag}" for tag in tags)
+            before, tags = tags, self._tags()
+        return refused
 
     def _delete_all(self, places: Iterable[str]) -> str:
         """Delete; return the status with which the registry refuses to, if it does."""

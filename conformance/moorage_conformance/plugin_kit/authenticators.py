@@ -3,6 +3,7 @@
 import base64
 import re
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 import msgspec
 import trio
@@ -14,6 +15,7 @@ from moorage import (
     Caller,
     Credentials,
     Origin,
+    RecallingAuthenticator,
     RepositoryName,
     ScopedAuthenticator,
     TooManyRequests,
@@ -155,6 +157,17 @@ async def wrong_credentials_are_refused(trial: AuthenticatorTrial) -> None:
         for title, credentials in _wrong().items():
             said = await _answer(title, authenticator, credentials, trial.patience)
             true(not isinstance(said, Caller), f"{title} is taken for {said!r}")
+
+
+@case
+async def it_recalls_nobody_whom_nobody_is(trial: AuthenticatorTrial) -> None:
+    """Asked again for a name that nobody has (empty, huge, in any script), it answers None, where it has `recall`."""
+    async with opened(trial) as authenticator:
+        if isinstance(authenticator, RecallingAuthenticator):
+            for name in ("", " ", "*", "nobody\u0000\r\n:x", "\U0001f511 that nobody has", "n" * 200_000):
+                ask = partial(authenticator.recall, name)
+                said = await in_time(f"the name {name[:40]!r}", ask, trial.patience)
+                true(said is None, f"the name {name[:40]!r} is recalled as {said!r}")
 
 
 @case
