@@ -9,6 +9,9 @@ TEST_TOOLS := skopeo podman buildah umoci docker-registry redis-server sshd:open
 # What npm installs for the tests.
 TOOLS := .tools
 
+# Tests start hundreds of processes; images of CI often say that no bytecode is kept, and each would compile all modules.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: serve test test-tools debian-tools lint format clean
 
 serve: $(VENV)/.moorage

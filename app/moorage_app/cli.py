@@ -5,7 +5,6 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Never, cast
 
@@ -104,7 +103,7 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(version("moorage"), "-v", "--version", message="moorage %(version)s")
+@click.version_option(None, "-v", "--version", package_name="moorage", message="moorage %(version)s")
 def main() -> None:
     """Moorage: an OCI registry that you extend in Python."""
     # Until a command says otherwise; plugins that cannot be loaded are heard.

@@ -4,13 +4,17 @@ A plugin need not import this module: it marks its functions `@hookimpl(optional
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import click
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
 
 from moorage import hookspec
 
-Route = Callable[[HTTPScope, ASGIReceiveCallable, ASGISendCallable], Awaitable[None]]
+if TYPE_CHECKING:
+    # Not for running: with its types comes all of hypercorn, which only what serves needs.
+    from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
+
+Route = Callable[["HTTPScope", "ASGIReceiveCallable", "ASGISendCallable"], Awaitable[None]]
 
 
 @hookspec

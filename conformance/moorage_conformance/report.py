@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 import msgspec
-from rich.console import Console
-from rich.padding import Padding
-from rich.table import Table
-from rich.text import Text
-from rich.tree import Tree
+
+if TYPE_CHECKING:
+    # Only what prints a report needs it, not the processes that cases start.
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
 __all__ = ["Outcome", "Report", "Result"]
 
@@ -127,6 +129,10 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
     def show(self, console: Console, *, titles: dict[str, str], strict: bool = False) -> None:
         """Print a tree of the cases, the counts per group and a closing line."""
+        from rich.padding import Padding
+        from rich.text import Text
+        from rich.tree import Tree
+
         for group, results in self._groups():
             tree = Tree(Text(titles.get(group, group), style="bold"))
             for result in results:
@@ -141,6 +147,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         console.print(self._closing(strict=strict))
 
     def _table(self, titles: dict[str, str]) -> Table:
+        from rich.table import Table
+
         table = Table("group", *(str(outcome) for outcome in Outcome), box=None)
         for column in table.columns[1:]:
             column.justify = "right"
@@ -151,6 +159,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         return table
 
     def _closing(self, *, strict: bool) -> Text:
+        from rich.text import Text
+
         wrong = self.count(Outcome.FAILED) + self.count(Outcome.ERROR)
         skipped = self.count(Outcome.SKIPPED)
         of = f"{self.standard}, {len(self.results)} cases in {self.seconds:.1f} s"

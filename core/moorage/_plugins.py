@@ -9,8 +9,8 @@ import inspect
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from functools import cache, partial
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import cast
@@ -139,9 +139,10 @@ class PluginManager:
         What `block` names is not even imported.
         """
         points = entry_points(group=ENTRY_POINT_GROUP) if found is None else found
+        # Many plugins come with one distribution, whose metadata is read from disk and parsed each time it is asked.
+        origin = cache(_origin)
         for point in sorted(points, key=lambda point: point.name):
-            brought_by = point.dist
-            distribution, version = (brought_by.name, brought_by.version) if brought_by else ("", "")
+            distribution, version = origin(point.dist)
             record = PluginRecord(name=point.name, distribution=distribution, version=version, module=point.value)
             self._import(record, point.load, block)
 
@@ -412,6 +413,11 @@ def _checked(hook: str, offered: object) -> dict[str, object]:
             except TypeError as error:
                 raise PluginError(f"{hook} returned {name!r}: {error}") from None
     return {str(name): factory for name, factory in found.items()}
+
+
+def _origin(distribution: Distribution | None) -> tuple[str, str]:
+    """Return the name and the version of what brought a plugin; nothing of nothing."""
+    return (distribution.name, distribution.version) if distribution else ("", "")
 
 
 def _told_apart(record: PluginRecord) -> str:

@@ -12,6 +12,7 @@ asynchronous filesystems wait there for fsspec's own loop.
 import itertools
 import logging
 import secrets
+import socket
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from datetime import datetime
@@ -432,10 +433,24 @@ def _open(options: "FsspecOptions") -> tuple[_Filesystem, str]:
         raise ConfigurationError("url: is no URL; a protocol is needed, such as sftp://")
     opened = cast("Callable[..., tuple[_Filesystem, str]]", getattr(fsspec.core, "url_to_fs"))  # noqa: B009 - untyped
     try:
-        return opened(options.url, skip_instance_cache=True, **options.options)
+        filesystem, root = opened(options.url, skip_instance_cache=True, **options.options)
     except ImportError as error:
         raise ConfigurationError(f"url: {str(error).partition(chr(10))[0]}") from error
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"url, options: {str(error).partition(chr(10))[0]}") from error
     except OSError as error:
         raise StoreUnavailable(str(error), driver=NAME, operation="list") from error
+    _send_at_once(filesystem)
+    return filesystem, root
+
+
+def _send_at_once(filesystem: _Filesystem) -> None:
+    """Let nothing wait in the socket of an SSH connection; where there is none, do nothing.
+
+    A request of SFTP is some small pieces to send. The system keeps the second until the first was acknowledged, which the
+    other side puts off for 40 ms: 64 MiB in requests of 32 KiB would take over a minute.
+    """
+    transport = getattr(getattr(filesystem, "client", None), "get_transport", lambda: None)()
+    connection = getattr(transport, "sock", None)
+    if isinstance(connection, socket.socket):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

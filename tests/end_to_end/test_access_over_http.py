@@ -5,7 +5,7 @@ import random
 import shutil
 from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 import callers
 from callers import badge
 from moorage import OCI_MANIFEST, Digest, encode_json
-from servers import Server, configured, wait_for
+from servers import TRUSTS_NOBODY, Server, configured, wait_for
 
 pytestmark = pytest.mark.usefixtures("http_engine")
 
@@ -46,11 +46,25 @@ def audit(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def server(tmp_path: Path, audit: Path) -> Generator[Server]:
-    plugins = tmp_path / "plugins"
+    with served(tmp_path, audit) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def unchanged(http_engine: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
+    """A server for tests in which nothing is allowed that would change it."""
+    folder = tmp_path_factory.mktemp("unchanged")
+    with served(folder, folder / "audit.log") as server:
+        yield server
+
+
+@contextmanager
+def served(folder: Path, audit: Path) -> Generator[Server]:
+    plugins = folder / "plugins"
     plugins.mkdir(mode=0o755)
     shutil.copy(callers.__file__, plugins / "callers.py")
     with configured(
-        tmp_path / "root",
+        folder / "root",
         workers=2,
         http={"trustedproxies": ["127.0.0.1"], "h2c": {"enabled": True}},
         plugins={"paths": ["plugins"]},
@@ -68,7 +82,15 @@ def server(tmp_path: Path, audit: Path) -> Generator[Server]:
 
 def client(server: Server, user: str = "", *, http2: bool = False) -> httpx.Client:
     headers = {"Content-Type": OCI_MANIFEST, **(dict([badge(user)]) if user else {})}
-    return httpx.Client(base_url=server.url, headers=headers, timeout=60, trust_env=False, http1=not http2, http2=http2)
+    return httpx.Client(
+        base_url=server.url,
+        headers=headers,
+        timeout=60,
+        trust_env=False,
+        verify=TRUSTS_NOBODY,
+        http1=not http2,
+        http2=http2,
+    )
 
 
 @pytest.mark.parametrize("http2", [False, True])
@@ -119,10 +141,10 @@ def test_rules_hold_whoever_speaks_which_http(server: Server, user: str, http2: 
         "http://x/v2/public/a/../../sec/b/{}",
     ],
 )
-def test_no_odd_target_goes_around_the_rules(server: Server, target: str) -> None:
+def test_no_odd_target_goes_around_the_rules(unchanged: Server, target: str) -> None:
     for leaf in (f"blobs/{DIGEST}", "manifests/v1", "tags/list"):
         for method in ("GET", "HEAD", "get", "DELETE", "PROPFIND", "OPTIONS"):
-            with closing(HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
+            with closing(HTTPConnection("127.0.0.1", unchanged.port, timeout=60)) as connection:
                 connection.putrequest(method, target.format(leaf), skip_host=False)
                 connection.putheader(*badge("ann"))
                 connection.endheaders()

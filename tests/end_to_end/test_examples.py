@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from images import TAG, build_image, content_of, manifest_of
+from once import made_once
 from pushing import Repository, digest_of, errors_of, references
 from servers import Server, configuration, configured, free_port, http, run_tool, write_configuration
 
@@ -22,7 +23,10 @@ SOURCE = "org.opencontainers.image.source"
 @pytest.fixture(scope="session")
 def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of a fresh virtual environment with Moorage, the examples and what their tests need."""
-    folder = tmp_path_factory.mktemp("examples")
+    return made_once(tmp_path_factory, "examples", _make) / "venv/bin"
+
+
+def _make(folder: Path) -> None:
     for project in (TREE, *EXAMPLES):
         build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "wheels")]
         subprocess.run(build, cwd=project, check=True, capture_output=True, timeout=120)
@@ -34,7 +38,6 @@ def programs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
         *(wheel if "/moorage-" in wheel else f"{wheel}[test]" for wheel in wheels),
     )
-    return folder / "venv/bin"
 
 
 @pytest.fixture(scope="session")

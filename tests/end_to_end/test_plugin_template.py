@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from moorage_app.cli import main
+from once import made_once
 from pushing import OCI_INDEX, Repository, digest_of, errors_of
 from servers import configured, http, run_tool
 
@@ -23,7 +24,10 @@ ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a project of each kind, made and installed by a virtual environment that has Moorage's wheel."""
-    folder = tmp_path_factory.mktemp("made")
+    return made_once(tmp_path_factory, "made", _make)
+
+
+def _make(folder: Path) -> None:
     _build(TREE, folder)
     run_tool(sys.executable, "-m", "venv", str(folder / "venv"))
     programs = folder / "venv/bin"
@@ -42,7 +46,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         _build(folder / f"moorage-my-{kind}", folder)
     run_tool(*install, "--no-deps", *map(str, (folder / "wheels").glob("moorage_my_*.whl")))
-    return folder
 
 
 def _build(project: Path, folder: Path) -> None:
@@ -53,6 +56,12 @@ def _build(project: Path, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def python(folder: Path) -> str:
     return str(folder / "venv/bin/python")
+
+
+@pytest.fixture(scope="module")
+def types(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where mypy keeps what it knows; no two of it may at once."""
+    return tmp_path_factory.mktemp("types")
 
 
 def run_in(project: Path, *command: str) -> "subprocess.CompletedProcess[str]":
@@ -66,8 +75,8 @@ def test_a_new_plugin_passes_its_own_tests(kind: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_new_plugin_is_typed_strictly(kind: str, folder: Path, python: str) -> None:
-    command = [sys.executable, "-m", "mypy", "--python-executable", python, "--cache-dir", str(folder / "mypy")]
+def test_a_new_plugin_is_typed_strictly(kind: str, folder: Path, python: str, types: Path) -> None:
+    command = [sys.executable, "-m", "mypy", "--python-executable", python, "--cache-dir", str(types)]
     done = run_in(folder / f"moorage-my-{kind}", *command)
     assert done.returncode == 0, done.stdout + done.stderr
 

@@ -26,6 +26,9 @@ _LOG_BYTES = 6000
 
 Settings = Mapping[str, object]
 
+TRUSTS_NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""For clients that speak without TLS: httpx else reads every authority's certificate for each, which takes 50 ms."""
+
 
 def free_port() -> int:
     """Return a port of the loopback interface that nobody listens on."""
@@ -64,7 +67,7 @@ def children(pid: int) -> list[int]:
 
 def http(url: str, tls: ssl.SSLContext | None = None, *, http2: bool = False) -> httpx.Client:
     """Return a client for the registry at `url`; `tls` says whom it trusts, and as whom it comes."""
-    return httpx.Client(base_url=url, timeout=60, trust_env=False, verify=tls or True, http2=http2)
+    return httpx.Client(base_url=url, timeout=60, trust_env=False, verify=tls or TRUSTS_NOBODY, http2=http2)
 
 
 class Server:
@@ -93,8 +96,9 @@ class Server:
 
     def answers(self) -> bool:
         """Return whether it answers requests."""
+        verify = self.tls or TRUSTS_NOBODY
         try:
-            return httpx.get(f"{self.url}/", trust_env=False, timeout=10, verify=self.tls or True).status_code == 200
+            return httpx.get(f"{self.url}/", trust_env=False, timeout=10, verify=verify).status_code == 200
         except httpx.TransportError:
             return False
 

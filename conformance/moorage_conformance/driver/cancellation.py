@@ -4,7 +4,6 @@ import itertools
 from collections.abc import Awaitable, Callable
 
 import trio
-from trio.testing import assert_checkpoints, wait_all_tasks_blocked
 
 from moorage import Driver, KeyUnknown
 from moorage_conformance.cancelling import Living, cancelled_at
@@ -97,6 +96,9 @@ async def a_cancelled_call_does_nothing(store: Store) -> None:
 @case()
 async def every_method_is_a_checkpoint(store: Store) -> None:
     """Every method lets others run, and can be cancelled, even where it has nothing to wait for."""
+    # Where it is needed: it brings pytest, which would double the start of the processes that other cases begin.
+    from trio.testing import assert_checkpoints
+
     driver = store.driver
     await driver.write("a", b"x")
     calls: dict[str, Callable[[], Awaitable[object]]] = {
@@ -133,6 +135,8 @@ async def every_method_is_a_checkpoint(store: Store) -> None:
 @case()
 async def nothing_grows(store: Store) -> None:
     """Thousands of operations, hundreds at once, leave no task, thread or descriptor behind."""
+    from trio.testing import wait_all_tasks_blocked
+
     driver = store.driver
     rounds = 2 if store.fast else 10
 

@@ -5,7 +5,6 @@ from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
 
 import trio
-from trio.testing import wait_all_tasks_blocked
 
 from moorage import RegistryError
 from moorage_conformance.cancelling import Living, cancelled_at
@@ -28,6 +27,8 @@ async def nothing_stays(
     Raises:
         Unmet: something did.
     """
+    # Where it is needed: it brings pytest, which would double the start of the process in which a plugin is registered.
+    from trio.testing import wait_all_tasks_blocked
 
     async def once() -> None:
         async with open_it() as opened:
@@ -59,6 +60,8 @@ async def can_be_cancelled(
     Raises:
         Unmet: something else happened, or a task stayed.
     """
+    from trio.testing import wait_all_tasks_blocked
+
     # Nurseries of the caller included, so that what is counted here is what the attempts leave.
     before = trio.lowlevel.current_statistics().tasks_living
 
