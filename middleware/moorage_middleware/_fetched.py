@@ -35,7 +35,12 @@ async def fetch(url: str) -> bytes:
     data = bytearray()
     try:
         with trio.fail_after(_PATIENCE):
-            async with httpx.AsyncClient() as client, client.stream("GET", url, headers=_AS_IT_IS) as answer:
+            # Read by a thread: the authorities that are trusted are a file of a quarter of a megabyte.
+            trusted = await trio.to_thread.run_sync(httpx.create_ssl_context)
+            async with (
+                httpx.AsyncClient(verify=trusted) as client,
+                client.stream("GET", url, headers=_AS_IT_IS) as answer,
+            ):
                 if answer.status_code != 200:
                     raise ValueError(f"{url} answers with {answer.status_code}")
                 async for piece in answer.aiter_raw():
