@@ -70,6 +70,9 @@ _READ_UNASKED = 64 << 10
 _DRAIN_BYTES = 64 << 20
 _DRAIN_SECONDS = 10
 _STALLED_SECONDS = 60
+"""How long a client may give nothing of a body; also, where the server does not look, take nothing of an answer."""
+_LEAST_RATE = 4 << 10
+"""Bytes a second at which a client there must take what is sent at once."""
 _PROCESS = secrets.token_hex(4)
 _numbers = itertools.count(secrets.randbits(16))
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
@@ -253,6 +256,8 @@ class Application:
         if route is not None:
             await route(scope, receive, send)
             return
+        if WATCHED not in scope["extensions"]:
+            send = _patient(send)
         headers = Headers(list(scope["headers"]))
         body = RequestBody(receive, _length(scope, headers), _quickly(scope))
         origin = self._origin(scope, headers)
@@ -492,6 +497,19 @@ async def _watching(body: RequestBody) -> AsyncGenerator[None]:
     async with open_helpers() as nursery:
         nursery.start_soon(watch)
         yield
+
+
+def _patient(send: ASGISendCallable) -> ASGISendCallable:
+    """Give up a client that takes nothing of its answer, where the server waits for it as long as it likes."""
+
+    async def send_for_a_while(message: ASGISendEvent) -> None:
+        size = len(message["body"]) if message["type"] == "http.response.body" else 0
+        with trio.move_on_after(_STALLED_SECONDS + size / _LEAST_RATE) as waiting:
+            await send(message)
+        if waiting.cancelled_caught:
+            raise ClientLeft("the client takes nothing of its answer")
+
+    return send_for_a_while
 
 
 async def _send_file(file: FileRange, send: ASGISendCallable) -> None:

@@ -126,6 +126,22 @@ async def test_a_client_that_falls_silent_holds_its_session_for_a_while_only(
     del autojump_clock
 
 
+async def test_a_client_that_takes_nothing_holds_its_answer_for_a_while_only(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    client = client_of()
+    digest = await client.push_blob("a", b"hello")
+    async with client.conversation("GET", f"/v2/a/blobs/{digest}") as conversation:
+        await trio.sleep(59)
+        assert not conversation.finished.is_set()
+        assert (await conversation.message())["type"] == "http.response.start"
+        await trio.sleep(59)
+        assert not conversation.finished.is_set()
+        await trio.sleep(2)
+        assert conversation.finished.is_set()
+    del autojump_clock
+
+
 async def test_what_a_terminal_would_obey_is_no_part_of_a_logged_user_agent() -> None:
     asked = Asked(Registry(MemoryDriver()))
     await client_of(asked).ask("GET", "/v2/", [("User-Agent", "curl\x1b[31m\x07")])
