@@ -22,7 +22,10 @@ JOINED: Final = 64 << 10
 _SENDFILE: Final = 2 << 20
 _IN_THREAD: Final = 16 << 20
 _RECEIVED: Final = 256 << 10
-_RECEIVERS: Final = 8
+_RECEIVERS: Final = max(4, os.cpu_count() or 1)
+"""So many threads receive and hash: more than there are cores take these from each other."""
+_WAITING: Final = 64
+"""While so many bodies wait for one of these, others are received by the event loop: slower, and at once."""
 _QUICK_SECONDS: Final = 0.002
 _QUICK_MILLISECONDS: Final = 2
 _CACHE_STEP: Final = 128 << 10
@@ -246,8 +249,7 @@ async def receive_in_thread(
     `read` returns up to so many bytes, and raises `BlockingIOError` where `descriptor` has none yet. What else the system
     says, and an end, stop this; they are there to be met again.
     """
-    if _receivers.available_tokens < 1:
-        # As many as can be of use are at work; others are served by the event loop.
+    if _receivers.statistics().tasks_waiting >= _WAITING:
         await trio.lowlevel.checkpoint()
         return
     most = _IN_THREAD if most is None else min(most, _IN_THREAD)

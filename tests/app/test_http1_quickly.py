@@ -251,11 +251,26 @@ async def test_who_waits_to_be_told_to_send_is_told_first() -> None:
     assert bodies(taker.asked) == [b"hello"]
 
 
-async def test_when_all_receivers_are_at_work_the_event_loop_reads(monkeypatch: pytest.MonkeyPatch) -> None:
-    busy = trio.CapacityLimiter(1)
-    monkeypatch.setattr(transports, "_receivers", busy)
+async def test_a_body_waits_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = trio.CapacityLimiter(1)
+    monkeypatch.setattr(transports, "_receivers", threads)
     taker = Taker()
-    async with speaking(taker) as peer, trio.open_nursery() as nursery, busy:
+    async with speaking(taker) as peer, trio.open_nursery() as nursery:
+        async with threads:
+            nursery.start_soon(peer.stream.send_all, by_length(CONTENT))
+            with trio.fail_after(30):
+                while not threads.statistics().tasks_waiting:
+                    await trio.sleep(0.001)
+            assert taker.taken == 0
+        assert (await peer.answer()).status == 200
+    assert taker.taken > MIB
+    assert bodies(taker.asked) == [CONTENT]
+
+
+async def test_when_too_many_wait_for_a_thread_the_event_loop_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transports, "_WAITING", 0)
+    taker = Taker()
+    async with speaking(taker) as peer, trio.open_nursery() as nursery:
         nursery.start_soon(peer.stream.send_all, by_length(CONTENT))
         assert (await peer.answer()).status == 200
     assert taker.taken == 0
