@@ -9,6 +9,7 @@ from typing import cast
 import pytest
 import trio
 from hypercorn.typing import HTTPScope
+from trio.testing import wait_all_tasks_blocked
 
 from http1_peer import (
     Asked,
@@ -258,9 +259,8 @@ async def test_a_body_waits_for_a_thread(monkeypatch: pytest.MonkeyPatch) -> Non
     async with speaking(taker) as peer, trio.open_nursery() as nursery:
         async with threads:
             nursery.start_soon(peer.stream.send_all, by_length(CONTENT))
-            with trio.fail_after(30):
-                while not threads.statistics().tasks_waiting:
-                    await trio.sleep(0.001)
+            await wait_all_tasks_blocked(0.05)
+            assert threads.statistics().tasks_waiting == 1
             assert taker.taken == 0
         assert (await peer.answer()).status == 200
     assert taker.taken > MIB
