@@ -57,6 +57,7 @@ from moorage import (
     PullManifest,
     PushBlob,
     PushManifest,
+    QuickBody,
     R,
     RegistryError,
     RepositoryName,
@@ -229,6 +230,7 @@ class _Weighed:
         self.length = body.length
         self.weight = 0
         """What was counted."""
+        self._body = body
         self._pieces = aiter(body)
         self._seen = begun
         self._whole = None if body.length is None else begun + body.length
@@ -251,10 +253,19 @@ class _Weighed:
         except StopAsyncIteration:
             await self.weigh()
             raise
-        self._seen += len(piece)
+        await self._saw(len(piece))
+        return piece
+
+    async def take_quickly(self, take: Callable[[bytes], None]) -> int:
+        """Have `take` called in a thread, by a body that can do that."""
+        taken = await self._body.take_quickly(take) if isinstance(self._body, QuickBody) else 0
+        await self._saw(taken)
+        return taken
+
+    async def _saw(self, count: int) -> None:
+        self._seen += count
         if self._seen == self._whole:
             await self.weigh()
-        return piece
 
 
 class WithinQuota:

@@ -3,13 +3,15 @@
 import itertools
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
 
-from content import Sent, image, push_blob, push_manifest
+from content import Sent, SentQuickly, image, push_blob, push_manifest
 from moorage import (
     AppendUpload,
+    BlobUnknown,
     CommitUpload,
     ConfigurationError,
     DeleteBlob,
@@ -34,9 +36,11 @@ from moorage import (
     decode_options,
 )
 from moorage_conformance.plugin_kit import Subject, assert_plugin
+from moorage_drivers.filesystem import FilesystemDriver
 from moorage_middleware.quota import Counter, Quotas, Used, WithinQuota, _open_on
 from opening import loaded, opened
 
+MIB = 1 << 20
 A, B, OTHER = RepositoryName("team/a"), RepositoryName("team/b"), RepositoryName("other")
 
 
@@ -68,6 +72,30 @@ async def counted(driver: Driver, **limit: object) -> AsyncGenerator[Counted]:
         while not (await found.counters[0].read()).counted:  # noqa: ASYNC110 - the store tells nobody
             await trio.sleep(0.001)
         yield found
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_what_a_thread_takes_counts_before_it_is_a_blob(tmp_path: Path, announced: bool) -> None:
+    pieces = [bytes([at]) * MIB for at in range(4)]
+    whole = b"".join(pieces)
+
+    async def push(handler: Handler) -> None:
+        body = SentQuickly(*pieces, length=len(whole) if announced else None)
+        await handler(PushBlob(repository=A, digest=Digest.of(whole), body=body))
+        assert body.taken == 3 * MIB
+
+    async with FilesystemDriver.open_root(str(tmp_path / "large")) as driver, counted(driver, bytes=4 * MIB) as found:
+        await push(found.handler)
+        assert await found.used() == (4 * MIB, 0)
+    async with (
+        FilesystemDriver.open_root(str(tmp_path / "small")) as driver,
+        counted(driver, bytes=4 * MIB - 1) as found,
+    ):
+        with pytest.raises(Denied):
+            await push(found.handler)
+        assert await found.used() == (0, 0)
+        with pytest.raises(BlobUnknown):
+            await found.registry(PullBlob(repository=A, digest=Digest.of(whole)))
 
 
 async def test_what_is_pushed_counts_and_what_is_too_much_is_refused(driver: Driver) -> None:
