@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # Tests wait for servers more than they compute, so more run at once than most machines have cores.
 JOBS ?= 4
 # What the tests drive besides Python packages: programs, each with Debian's name for its package where that is another.
-TEST_TOOLS := skopeo podman buildah umoci docker-registry redis-server sshd:openssh-server npm curl systemd-analyze:systemd
+TEST_TOOLS := skopeo podman buildah umoci docker:docker.io dockerd:docker.io docker-registry redis-server sshd:openssh-server npm curl systemd-analyze:systemd
 # What npm installs for the tests.
 TOOLS := .tools
 

@@ -73,7 +73,9 @@ class Authentication:
                 break
             return await self._recalled(name, caller)
         if origin.credentials is None:
-            raise Unauthorized("authentication required")
+            # Not in distribution's words: Docker takes an error that says no more than those for one that passes, and
+            # tries again for a minute.
+            raise Unauthorized("credentials are required")
         raise Unauthorized("these credentials are not known here", problem="invalid_token")
 
     async def _recalled(self, name: str, caller: Caller) -> Caller:
