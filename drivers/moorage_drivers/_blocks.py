@@ -213,7 +213,11 @@ class BlockUpload(Upload):
         if not self._token.runs and not self._sent and not self.writer.sending:
             return await self._store.put(destination, bytes(self.writer.buffered), condition)
         await self.writer.flush(minimum=1)
-        return await self._store.join(self._reached(), destination, condition)
+        token = self._reached()
+        if token.runs:
+            # Whoever has a token from before asks the service, which has not got the blocks any more.
+            self._blocks.forget(token.runs[-1])
+        return await self._store.join(token, destination, condition)
 
     async def abort(self) -> None:
         """End the upload and free what the service holds."""

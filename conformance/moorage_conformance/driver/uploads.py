@@ -38,7 +38,7 @@ async def an_upload_is_seen_when_it_is_committed(store: Store) -> None:
 
 @case()
 async def a_commit_stands_between_what_belongs_around_it(store: Store) -> None:
-    """`commit_between` puts what goes before, commits, puts what goes after, and removes, in this order."""
+    """`commit_between` puts what goes before, commits, puts what goes after, and removes; and not without the bytes."""
     driver = store.driver
     told: list[bytes] = []
 
@@ -49,7 +49,7 @@ async def a_commit_stands_between_what_belongs_around_it(store: Store) -> None:
     data = b"four" * (_beyond_a_token(store) // 4)
     async with driver.open_upload("uploads/1/data", "blobs/a") as upload:
         await upload.write(data)
-        await upload.suspend()
+        token = await upload.suspend()
         await upload.write(b" and more")
         after = [("links/a", b"a"), ("links/b", b"b")]
         await upload.commit_between(driver, "blobs/a", before=before, after=after, drop="uploads/1/")
@@ -57,6 +57,9 @@ async def a_commit_stands_between_what_belongs_around_it(store: Store) -> None:
     for key, expected in (("blobs/a", data + b" and more"), ("kept/state", b"whole"), *after):
         equal(await content(driver, key), expected, f"what lies at {key!r}")
     equal(await exists(driver, "uploads/1/state"), False, "whether what was to be removed is there")
+    with refuses(UploadGone, what="resuming what was committed"):
+        async with driver.resume_upload(token, len(data)):
+            pass
     async with driver.open_upload("uploads/2/data", "blobs/b") as upload:
         await upload.write(b"alone")
         await upload.commit_between(driver, "blobs/b")
