@@ -26,10 +26,10 @@ import httptools
 import trio
 from hypercorn.typing import HTTPScope
 
-from moorage import ClientLeft, encode_json
+from moorage import ClientLeft
 
 from .http1_exchange import HEAD_BYTES, REASONS, ASGIApplication, Exchange, framing
-from .http1_refusal import Refused
+from .http1_refusal import Refused, refusal_body
 from .transports import STALLED_SECONDS, Transport
 
 _log = logging.getLogger("moorage.http1")
@@ -344,7 +344,7 @@ class Http1:
         """Say what is wrong with what was sent, and give up the connection."""
         _log.debug("refused: %s", refused)
         reason = REASONS[refused.status]
-        body = encode_json({"errors": [{"code": "UNSUPPORTED", "message": f"not served: {refused}"}]})
+        body = refusal_body(str(refused))
         head = b"HTTP/1.1 %d %s\r\n%scontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
         with suppress(ClientLeft):
             await self._transport.send(head % (refused.status, reason, self._connections.date(), len(body)) + body)

@@ -77,7 +77,7 @@ class Connection(Protocol):
         """Have `data` read again, before what comes next."""
         ...
 
-    async def refuse(self, refused: "Refused") -> None:
+    async def refuse(self, refused: Refused) -> None:
         """Say what is wrong with what was sent, and give up the connection."""
         ...
 

@@ -1,4 +1,11 @@
-"""What is said to a request of HTTP/1.1 that is not answered by the application."""
+"""What is said to a request that is not answered by the application, in HTTP/1.1 and, as far as it is the same, HTTP/2."""
+
+from moorage import encode_json
+
+
+def refusal_body(reason: str) -> bytes:
+    """Return the body of an answer that refuses a request for `reason`, as the registry has its errors (JSON)."""
+    return encode_json({"errors": [{"code": "UNSUPPORTED", "message": f"not served: {reason}"}]})
 
 
 class Refused(Exception):

@@ -26,9 +26,8 @@ from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
 
-from moorage import encode_json
-
 from .http1 import HEADERS_LIMIT, LINGER_SECONDS
+from .http1_refusal import refusal_body
 
 _CONTINUATIONS: Final = 8
 """Frames that a head may have after its first one: half of them are full with all that it may say."""
@@ -126,7 +125,7 @@ class Http2(H2Protocol):
     def _refuse(self, request: h2.events.RequestReceived, status: int, problem: str) -> None:
         """Answer a request that is not for the application, as far as the client takes answers."""
         stream_id = request.stream_id
-        body = encode_json({"errors": [{"code": "UNSUPPORTED", "message": f"not served: {problem}"}]})
+        body = refusal_body(problem)
         head = [(":status", str(status)), ("content-type", "application/json"), ("content-length", str(len(body)))]
         with suppress(ProtocolError):
             self.connection.send_headers(stream_id, head)

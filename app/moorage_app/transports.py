@@ -29,9 +29,8 @@ _WAITING: Final = 64
 _QUICK_SECONDS: Final = 0.002
 _QUICK_MILLISECONDS: Final = 2
 _CACHE_STEP: Final = 128 << 10
-FAIR: Final = 16
+_FAIR: Final = 16
 """After so many steps that waited for nothing others have a turn."""
-
 
 _receivers: Final = trio.CapacityLimiter(_RECEIVERS)
 
@@ -82,7 +81,7 @@ class ClearText:
     async def receive(self, count: int) -> bytes:
         """Return up to `count` bytes, none at the end."""
         self._at_once += 1
-        if self._at_once >= FAIR:
+        if self._at_once >= _FAIR:
             # A client that always has more must not have the loop for itself.
             self._at_once = 0
             await trio.lowlevel.checkpoint()
@@ -102,7 +101,7 @@ class ClearText:
     async def send(self, *pieces: bytes) -> None:
         """Send everything."""
         self._at_once += 1
-        if self._at_once >= FAIR:
+        if self._at_once >= _FAIR:
             # Nor must a client that sent a thousand requests at once.
             self._at_once = 0
             await trio.lowlevel.checkpoint()
