@@ -7,8 +7,9 @@ who asked for it is cancelled. In WAL mode readers and the one writer do not kee
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -170,10 +171,28 @@ class Database:
         )
 
     def close(self) -> None:
-        """Close every connection. Runs in a thread."""
-        for connection in (*self._idle, self._writer):
-            if connection is not None:
-                connection.close()
+        """Close every connection. Runs in a thread.
+
+        The last process that closes the file brings the log into it. Two that close at the same moment would each take
+        the other for one that goes on, so they close in turn; one that hangs is not waited for.
+        """
+        descriptor = self._turn("closing")
+        try:
+            for connection in (*self._idle, self._writer):
+                if connection is not None:
+                    connection.close()
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _turn(self, name: str) -> int | None:
+        # The lock `name`, or None if it was not to be had in the time that a writer waits for another.
+        given_up = time.monotonic() + self._wait
+        with suppress(OSError):
+            while (descriptor := self.lock(name, wait=False)) is None and time.monotonic() < given_up:
+                time.sleep(0.01)
+            return descriptor
+        return None
 
 
 @asynccontextmanager

@@ -1,5 +1,6 @@
 """What is SQLite's about this driver: processes, pieces, and what can happen to a file."""
 
+import os
 import signal
 import sqlite3
 import subprocess
@@ -26,6 +27,7 @@ from moorage import (
     load_configuration,
     open_registry,
 )
+from moorage_sqlite.database import Database, open_database
 from moorage_sqlite.driver import SqliteDriver
 
 PIECE = 256 << 10
@@ -258,6 +260,29 @@ async def test_a_store_that_is_busy_when_it_is_opened_can_be_read(driver: Driver
         other.execute("BEGIN IMMEDIATE")
         async with SqliteDriver.open_file(str(path), wait=0.05) as second:
             assert await content(second, "a") == b"1"
+
+
+@pytest.mark.parametrize(("wait", "waits"), [(30.0, True), (0.1, False)], ids=["in-turn", "one-hangs"])
+async def test_of_processes_that_end_at_once_the_last_brings_the_log_into_the_file(
+    path: Path, wait: float, waits: bool
+) -> None:
+    another = Database(path, wait=wait, driver="sqlite")
+    ended = trio.Event()
+
+    async def end_it(task_status: trio.TaskStatus[None]) -> None:
+        async with open_database(str(path), wait=wait, size_limit=None, driver="sqlite"):
+            task_status.started()
+        ended.set()
+
+    async with trio.open_nursery() as nursery:
+        closing_now = another.lock("closing", wait=False)
+        assert closing_now is not None
+        await nursery.start(end_it)
+        with trio.move_on_after(1 if waits else 30):
+            await ended.wait()
+        assert ended.is_set() != waits
+        os.close(closing_now)
+    assert not path.with_name(f"{path.name}-wal").exists()
 
 
 async def test_a_file_that_was_taken_away_does_not_come_back_empty(driver: Driver, path: Path) -> None:
