@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moorage import Configuration, LoadedConfiguration, PluginManager, PluginRecord
 
     from .logs import HeldTrace
+    from .shares import Share
     from .tls import ServerTls
 
 EXIT_USAGE = 2
@@ -253,8 +254,8 @@ def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager", held: "HeldT
             logger.warning("the %s store is seen by one process only, so one worker serves, not %d", name, count)
         count = 1
 
-    def work(descriptors: list[int], ready: Callable[[], None]) -> None:
-        _work(configuration, plugins, tls, descriptors, ready)
+    def work(descriptors: list[int], share: "Share", ready: Callable[[], None]) -> None:
+        _work(configuration, plugins, tls, descriptors, share, ready)
 
     scheme = "http" if tls is None else "https"
     try:
@@ -270,6 +271,7 @@ def _work(
     plugins: "PluginManager",
     tls: "ServerTls | None",
     descriptors: list[int],
+    share: "Share",
     ready: Callable[[], None],
 ) -> None:
     """Serve in a worker process."""
@@ -280,7 +282,7 @@ def _work(
     from .worker import serve_worker
 
     try:
-        trio.run(serve_worker, configuration, plugins, tls, descriptors, ready)
+        trio.run(serve_worker, configuration, plugins, tls, descriptors, share, ready)
     except BaseExceptionGroup as group:
         # Nurseries wrap what ends them; what is told is the one thing that was wrong.
         wrong = group.subgroup((ConfigurationError, PluginError))

@@ -24,6 +24,8 @@ from pathlib import Path
 
 from moorage import ConfigurationError
 
+from .shares import Share, Shares
+
 _log = logging.getLogger("moorage.supervisor")
 
 BACKLOG = 1024
@@ -41,9 +43,9 @@ EXIT_CONFIGURATION = 2
 _STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 """What ends the server; the last one comes when its terminal is closed."""
 
-Work = Callable[[list[int], Callable[[], None]], None]
-"""What a worker does: serve on the listening descriptors and close them, calling the function when it is ready; raises
-to fail."""
+Work = Callable[[list[int], Share, Callable[[], None]], None]
+"""What a worker does: serve its share on the listening descriptors and close them, calling the function when it is ready;
+raises to fail."""
 
 
 def usable_processors() -> int:
@@ -126,36 +128,6 @@ def _quick(listener: socket.socket) -> socket.socket:
     return listener
 
 
-def _bound_like(other: socket.socket, *, instead: bool = False) -> socket.socket:
-    """Return another socket that keeps the address of `other`, which is closed before with `instead`.
-
-    Raises:
-        OSError: somebody took it in between, or the system has no more sockets.
-    """
-    family, name = other.family, other.getsockname()
-    only_ipv6 = family == socket.AF_INET6 and other.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-    if instead:
-        other.close()
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only_ipv6)
-        bound.bind(name)
-    except OSError:
-        bound.close()
-        raise
-    return bound
-
-
-def _listening_beside(reserved: socket.socket) -> socket.socket:
-    """Return another socket that listens on the address that `reserved` keeps, with connections of its own."""
-    listener = _quick(_bound_like(reserved))
-    listener.listen(BACKLOG)
-    return listener
-
-
 def _is_activated() -> bool:
     """Return whether systemd listens for this process, and gives it the socket."""
     return os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS") == "1"
@@ -185,8 +157,9 @@ def _bind_unix(address: str) -> socket.socket:
 class _Worker:
     """A child process, as the supervisor sees it."""
 
-    def __init__(self, pid: int, pipe: int) -> None:
+    def __init__(self, pid: int, pipe: int, place: int) -> None:
         self.pid = pid
+        self.place = place
         self.pipe = pipe
         self.began = time.monotonic()
         self.said = b""
@@ -217,20 +190,11 @@ class Supervisor:
     ) -> None:
         """Run `workers` processes that do `work` on `listeners`; give them `drain_seconds` to end.
 
-        Several workers on a network address get a listener each, among which Linux spreads connections evenly: of one
-        that all wait at, whoever wakes first takes most. A dead worker's share goes to the others at once. `scheme` is
-        what the addresses begin with where they are shown.
-
-        Raises:
-            ConfigurationError: somebody else has taken an address meanwhile.
+        They share out connections among them. `scheme` is what the addresses begin with where they are shown.
         """
-        of_network = all(each.family is not socket.AF_UNIX for each in listeners)
-        spread = workers > 1 and sys.platform == "linux" and of_network and not _is_activated()
-        try:
-            self._reserved = [_bound_like(each, instead=True) for each in listeners] if spread else []
-        except OSError as error:
-            raise ConfigurationError(f"http.addr: cannot be listened on by several: {error.strerror}") from error
-        self._listeners = self._reserved or listeners
+        self._listeners = listeners
+        self._shares = Shares(workers)
+        self._free = list(range(workers))
         self._work = work
         self._count = workers
         self._drain_seconds = drain_seconds
@@ -273,20 +237,17 @@ class Supervisor:
         sys.stdout.flush()
         sys.stderr.flush()
         supervisor = os.getpid()
-        own = [_listening_beside(each) for each in self._reserved]
+        place = self._free.pop()
         pid = os.fork()
         if pid == 0:
             os.close(reading)
             for worker in self._workers.values():
                 worker.close()
-            os._exit(self._child(supervisor, own or self._listeners, writing))
+            os._exit(self._child(supervisor, self._shares.at(place), writing))
         os.close(writing)
-        # Only the worker has it, so with the worker it goes.
-        for listener in own:
-            listener.close()
-        self._workers[pid] = _Worker(pid, reading)
+        self._workers[pid] = _Worker(pid, reading, place)
 
-    def _child(self, supervisor: int, listeners: list[socket.socket], pipe: int) -> int:
+    def _child(self, supervisor: int, share: Share, pipe: int) -> int:
         """Do a worker's work in the forked process; return its exit code."""
         try:
             # A worker whose supervisor died must not serve on alone, unseen.
@@ -302,7 +263,7 @@ class Supervisor:
                 os.write(pipe, _READY)
 
             # The worker's to close: when it drains, nobody may listen any more.
-            self._work([listener.detach() for listener in listeners], ready)
+            self._work([listener.detach() for listener in self._listeners], share, ready)
         except ConfigurationError as error:
             os.write(pipe, str(error).encode()[:_REASON_LIMIT])
             return EXIT_CONFIGURATION
@@ -340,6 +301,8 @@ class Supervisor:
                 self._bury(worker, os.waitstatus_to_exitcode(status))
 
     def _bury(self, worker: _Worker, code: int) -> None:
+        self._shares.leave(worker.place)
+        self._free.append(worker.place)
         worker.listen()
         worker.close()
         self._was_ready = self._was_ready or worker.ready

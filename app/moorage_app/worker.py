@@ -4,6 +4,7 @@ import errno
 import logging
 import resource
 import signal
+import socket
 from collections.abc import Callable, Mapping
 from typing import ClassVar, cast
 
@@ -12,9 +13,9 @@ from hypercorn import protocol as hypercorn_protocol
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
 from hypercorn.events import RawData
-from hypercorn.trio import run as hypercorn_run
 from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGISendCallable, Scope
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ASGIReceiveCallable, ASGISendCallable, ConnectionState, Scope
 
 from moorage import Configuration, PluginManager, open_registry
 
@@ -23,6 +24,7 @@ from .hooks import Route
 from .http1 import TLS_PEER, Connections, Http1
 from .http2 import Http2, bound_heads
 from .routes import Limits
+from .shares import Share, SharedListener
 from .tls import ServerTls
 from .tls_stream import TlsStream
 from .transports import ClearText, Transport
@@ -181,11 +183,12 @@ async def serve_worker(
     plugins: PluginManager,
     tls: ServerTls | None,
     listeners: list[int],
+    share: Share,
     ready: Callable[[], None],
 ) -> None:
     """Serve on the listening descriptors `listeners`, which it closes, until SIGTERM, then drain.
 
-    With `tls` every connection is made secure.
+    With `tls` every connection is made secure; `share` says which are this worker's.
     `ready` is called when connections are answered. Requests under way have `draintimeout` to end; what is sent after
     that is cut, what was received is kept.
 
@@ -196,49 +199,56 @@ async def serve_worker(
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with open_registry(configuration, plugins) as opened:
             application = Application(opened.handler, application_settings(configuration), plugin_routes(plugins))
-            stop = trio.Event()
             connections = Connections(application)
             kind = _StockConnection if configuration.http.engine == "stock" else _Connection
             of_process = {"connections": connections, "tls": tls, "h2c": configuration.http.h2c.enabled}
-            # The seam: hypercorn's worker makes each connection, and what speaks HTTP/2 there, from names of its modules.
-            setattr(hypercorn_run, "TCPServer", type("Connection", (kind,), of_process))  # noqa: B010 - a name that holds a class, to type checkers
-            setattr(hypercorn_protocol, "H2Protocol", Http2)  # noqa: B010 - the same
+            connection = cast("type[TCPServer]", type("Connection", (kind,), of_process))
+            # The seam: hypercorn makes what speaks HTTP/2 from a name of its module.
+            setattr(hypercorn_protocol, "H2Protocol", Http2)  # noqa: B010 - a name that holds a class, to type checkers
             bound_heads()
+            config, context = _hypercorn(), WorkerContext(max_requests=None)
 
-            async def wait_for_signal() -> None:
-                async for _ in signals:
+            async def serve(stream: trio.SocketStream) -> None:
+                with share.serving():
+                    # hypercorn names streams of TLS only; what it gets is a socket.
+                    await connection(
+                        ASGIWrapper(application),
+                        config,
+                        context,
+                        ConnectionState({}),
+                        cast("trio.SSLStream[trio.SocketStream]", stream),
+                    ).run()
+
+            async def take(nursery: trio.Nursery, *, task_status: trio.TaskStatus[list[SharedListener]]) -> None:
+                shared = [SharedListener(socket.socket(fileno=each), share) for each in listeners]
+                with share.taking():
+                    await trio.serve_listeners(serve, shared, handler_nursery=nursery, task_status=task_status)
+
+            async with trio.open_nursery() as watching:
+                watching.start_soon(connections.watch)
+                if tls is not None:
+                    await watching.start(tls.watch)
+                async with trio.open_nursery() as serving:
+                    async with trio.open_nursery() as taking:
+                        await taking.start(take, serving)
+                        ready()
+                        await anext(signals)
+                        # Closes what is listened on, before those who are connected are told to go.
+                        taking.cancel_scope.cancel()
                     application.drain()
-                    stop.set()
+                    await context.terminated.set()
                     connections.drain()
                     if tls is not None:
                         tls.drain()
-                    return
-
-            async def serve(*, task_status: trio.TaskStatus[list[str]]) -> None:
-                config = _hypercorn(configuration.http.drain_timeout, listeners)
-                await hypercorn_run.worker_serve(
-                    ASGIWrapper(application), config, shutdown_trigger=stop.wait, task_status=task_status
-                )
-                nursery.cancel_scope.cancel()
-
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(wait_for_signal)
-                nursery.start_soon(connections.watch)
-                if tls is not None:
-                    await nursery.start(tls.watch)
-                await nursery.start(serve)
-                ready()
+                    serving.cancel_scope.deadline = trio.current_time() + configuration.http.drain_timeout
+                watching.cancel_scope.cancel()
 
 
-def _hypercorn(drain_seconds: float, listeners: list[int]) -> Config:
+def _hypercorn() -> Config:
     config = Config()
-    # hypercorn closes them when it drains; were another one open, connections would be taken that nobody answers.
-    config.bind = [f"fd://{descriptor}" for descriptor in listeners]
-    config.graceful_timeout = drain_seconds
     config.keep_alive_timeout = _KEEP_ALIVE_SECONDS
     config.keep_alive_max_requests = 1 << 62
     config.h11_max_incomplete_size = _HEAD_BYTES
-    config.backlog = 1024
     config.include_server_header = False
     config.errorlog = logging.getLogger("moorage.server")
     config.errorlog.setLevel(logging.WARNING)

@@ -7,7 +7,7 @@ import socket
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
@@ -221,6 +221,47 @@ def test_each_request_of_an_upload_may_reach_another_worker(root: Path, numbers:
         assert server.workers == [first, second]
         with http(server.url) as client:
             assert Repository(client, NAME).blob(digest) == data
+
+
+# ---- who serves a connection
+
+
+def connections_of(worker: int) -> int:
+    """Return how many sockets of clients a process has open."""
+    own = [os.readlink(link) for link in Path(f"/proc/{worker}/fd").iterdir() if link.exists() or link.is_symlink()]
+    ends = {line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "01"}
+    return sum(each.removeprefix("socket:[").rstrip("]") in ends for each in own)
+
+
+def answered(server: Server, count: int) -> list[HTTPConnection]:
+    """Return connections, kept open, on each of which a request was answered."""
+    clients = [HTTPConnection("127.0.0.1", server.port, timeout=60) for _ in range(count)]
+    for client in clients:
+        client.request("GET", "/v2/")
+        assert client.getresponse().read() == b"{}"
+    return clients
+
+
+def test_no_worker_has_many_more_connections_than_another(root: Path) -> None:
+    with moorage(root, workers=3) as server, ExitStack() as kept:
+        for client in answered(server, 90):
+            kept.callback(client.close)
+        # One at a time, so that each worker has the time to take its own.
+        shares = [connections_of(worker) for worker in server.workers]
+        assert sum(shares) == 90
+        assert all(20 <= share <= 40 for share in shares), shares
+
+
+def test_a_worker_that_hangs_keeps_no_client_waiting(root: Path) -> None:
+    with moorage(root, workers=2) as server, ExitStack() as kept:
+        hangs, serves = server.workers
+        os.kill(hangs, signal.SIGSTOP)
+        try:
+            for client in answered(server, 50):
+                kept.callback(client.close)
+            assert connections_of(serves) == 50
+        finally:
+            os.kill(hangs, signal.SIGCONT)
 
 
 # ---- the end
