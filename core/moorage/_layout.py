@@ -17,6 +17,7 @@ its catalog nor its collector stumbles over them.
 """
 
 import datetime as dt
+from collections.abc import Iterable
 from functools import lru_cache
 
 from ._digests import Digest
@@ -77,7 +78,14 @@ def tag_index(repository: RepositoryName, name: Tag) -> str:
 
 def tag_current_link(repository: RepositoryName, name: Tag) -> str:
     """Return the key that says what a tag means."""
-    return f"{REPOSITORIES}{repository}/_manifests/tags/{name}/current/link"
+    return f"{tags(repository)}{name}/current/link"
+
+
+def tag_current_links(repository: RepositoryName, names: Iterable[Tag]) -> list[str]:
+    """Return the keys that say what each of `names` means."""
+    below = tags(repository)
+    # To format a `Tag`, which is more than a string, takes twice as long.
+    return [below + name + "/current/link" for name in names]
 
 
 def tag_index_link(repository: RepositoryName, name: Tag, digest: Digest) -> str:

@@ -7,6 +7,7 @@ a page is not enough, as the missing name may stand on the next one.
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
+from itertools import compress
 
 from . import _layout as layout
 from ._concurrency import map_bounded
@@ -41,10 +42,11 @@ async def names_below(
     asked: set[str] = set()
     # Any key of a name after `after` sorts after this bare name, which is no key of its own.
     position = prefix + after
+    beginning = len(prefix)
     # One name more than asked for tells whether a page follows.
     while len(found) <= limit:
         listing = await driver.list(prefix, after=position, delimiter="/", limit=limit + 1 - len(found))
-        listed = [entry.key[len(prefix) : -1] for entry in listing.entries if entry.key.endswith("/")]
+        listed = [key[beginning:-1] for entry in listing.entries if (key := entry.key)[-1] == "/"]
         candidates = {name for name in listed if name > after}
         if listing.more and listing.entries:
             # All keys up to the last one listed are known; what a further page brings sorts after it, slash and all.
@@ -65,7 +67,7 @@ async def names_below(
             candidates -= taken
         ordered = sorted(candidates)
         present = await exist(ordered)
-        found.update(name for name, there in zip(ordered, present, strict=True) if there)
+        found.update(compress(ordered, present))
         if not listing.more or not listing.entries:
             break
         position = listing.entries[-1].key

@@ -224,11 +224,14 @@ class Tags:
     async def page(self, repository: RepositoryName, *, after: str, limit: int) -> tuple[list[Tag], bool]:
         """Return up to `limit` tags in byte order after `after`, and whether more follow."""
 
-        async def are_there(names: Sequence[str]) -> list[bool]:
-            tags = [_tag(name) for name in names]
-            keys = [layout.tag_current_link(repository, tag) for tag in tags if tag is not None]
-            there = iter(await self._driver.are_there(keys))
-            return [tag is not None and next(there) for tag in tags]
+        async def are_there(names: Sequence[str]) -> Sequence[bool]:
+            tags = list(map(_tag, names))
+            keys = layout.tag_current_links(repository, filter(None, tags))
+            there = await self._driver.are_there(keys)
+            if len(keys) == len(names):
+                return there
+            of_tags = iter(there)
+            return [tag is not None and next(of_tags) for tag in tags]
 
         names, more = await names_below(
             self._driver,
@@ -238,7 +241,7 @@ class Tags:
             exist=are_there,
             believed=_is_tag if self._listed_is_there else None,
         )
-        return [tag for name in names if (tag := _tag(name)) is not None], more
+        return list(filter(None, map(_tag, names))), more
 
 
 @lru_cache(_REMEMBERED)

@@ -687,6 +687,46 @@ async def test_a_root_that_cannot_be_written_is_told_at_once(root: Path, caplog:
         assert "only pulls will work" in caplog.text
 
 
+# ---- looks at many keys
+
+
+@pytest.mark.parametrize(
+    ("keys", "there"),
+    [
+        (["tags/a/link", "tags/b/link", "tags/c/link"], [True, True, False]),
+        (["tags/a/link", "tags/a"], [True, False]),
+        (["tags/a"], [False]),
+        (["tags/a/link", "top"], [True, True]),
+        (["top", "to"], [True, False]),
+        (["top/a", "top/b"], [False, False]),
+        (["none/a", "none/b"], [False, False]),
+        (["tags/a/link/x", "tags/a/link"], [False, True]),
+    ],
+)
+async def test_each_of_many_keys_is_looked_for_wherever_they_lie(
+    driver: FilesystemDriver, keys: list[str], there: list[bool]
+) -> None:
+    for key in ("tags/a/link", "tags/b/link", "top"):
+        await driver.write(key, b"x")
+    assert await driver.are_there(keys) == there
+    # So many that others have their turn meanwhile.
+    assert await driver.are_there(keys * 200) == there * 200
+
+
+async def test_a_look_at_many_keys_leaves_nothing_open_and_refuses_what_is_no_key(driver: FilesystemDriver) -> None:
+    await driver.write("tags/a/link", b"x")
+    before = os.listdir("/proc/self/fd")
+    with trio.move_on_after(0) as scope:
+        await driver.are_there(["tags/a/link"] * 1000)
+    assert scope.cancelled_caught
+    for bad in ("../link", "moorage/locks/00"):
+        with pytest.raises(KeyInvalid):
+            await driver.are_there(["tags/a/link", bad])
+    with pytest.raises(KeyInvalid):
+        await driver.are_there(["tags/" + "a" * 300 + "/link", "tags/a/link"])
+    assert os.listdir("/proc/self/fd") == before
+
+
 # ---- names that are remembered
 
 
