@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Never, cast
 
@@ -15,9 +15,6 @@ from .bench_command import bench
 if TYPE_CHECKING:
     from moorage import Configuration, LoadedConfiguration, PluginManager, PluginRecord
 
-    from .logs import HeldTrace
-    from .shares import Share
-    from .tls import ServerTls
 
 EXIT_USAGE = 2
 """What the process returns when it was asked wrongly: the same as click's."""
@@ -149,16 +146,27 @@ def serve(
         overrides["workers"] = workers
     if http_engine is not None:
         overrides["http.engine"] = http_engine
+    from moorage import ConfigurationError, PluginError
+
     from .logs import HeldTrace
+    from .serve_command import serve_registry
 
     held = HeldTrace()
     plugins = _load_plugins(path, overrides)
     loaded = _load_configuration(path, plugins, overrides)
-    sys.exit(_serve(loaded, plugins, held))
+    try:
+        code = serve_registry(loaded, plugins, held)
+    except (ConfigurationError, PluginError) as error:
+        _fail(error)
+    sys.exit(code)
 
 
 def _target(target: str | None, root: str | None) -> tuple[Path | None, dict[str, object]]:
     """Return the configuration file that is meant, if any, and the folder to keep things in as an override."""
+    from moorage import ConfigurationError
+
+    from .serve_command import store_at
+
     overrides: dict[str, object] = {}
     if target == "" or root == "":
         _fail("an empty name was given for what to serve")
@@ -166,7 +174,10 @@ def _target(target: str | None, root: str | None) -> tuple[Path | None, dict[str
         if root is not None:
             _fail(f"two places are named to keep things in: {target} and {root}")
         # As the environment has it: there a store takes the place of the one that is there by default.
-        os.environ.update(_store_at(target, os.environ))
+        try:
+            os.environ.update(store_at(target, os.environ))
+        except ConfigurationError as error:
+            _fail(error)
         return None, overrides
     given = Path(target) if target is not None else None
     path = _configured_path(None) if given is None else given
@@ -177,123 +188,6 @@ def _target(target: str | None, root: str | None) -> tuple[Path | None, dict[str
     if root is not None:
         overrides["storage.filesystem.rootdirectory"] = root
     return path, overrides
-
-
-_FROM_ENVIRONMENT: Mapping[str, Mapping[str, Sequence[str]]] = {
-    "S3": {
-        "REGION": ("AWS_REGION", "AWS_DEFAULT_REGION"),
-        "REGIONENDPOINT": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
-    },
-    "AZURE": {
-        "CONNECTIONSTRING": ("AZURE_STORAGE_CONNECTION_STRING",),
-        "ACCOUNTNAME": ("AZURE_STORAGE_ACCOUNT_NAME",),
-        "ACCOUNTKEY": ("AZURE_STORAGE_ACCOUNT_KEY",),
-        "SASTOKEN": ("AZURE_STORAGE_SAS_TOKEN",),
-    },
-    "GCS": {"ENDPOINT": ("STORAGE_EMULATOR_HOST",)},
-}
-"""What the clouds' own tools read, where a URL is served and no configuration says it."""
-
-
-def _store_at(url: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of the store that `url` means, with what the environment says of the service."""
-    protocol, _, rest = url.partition("://")
-    place, _, below = rest.partition("/")
-    drivers = {"s3": ("S3", "BUCKET"), "gs": ("GCS", "BUCKET"), "gcs": ("GCS", "BUCKET")}
-    drivers |= dict.fromkeys(("az", "abfs", "azure"), ("AZURE", "CONTAINER"))
-    match protocol.lower():
-        case "http" | "https":
-            _fail(f"{url}: nothing can be stored there")
-        case "file":
-            return {"REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY": "/" + below}
-        case "memory":
-            return {"REGISTRY_STORAGE": "inmemory"}
-        case known if known in drivers:
-            driver, named = drivers[known]
-            if not place:
-                _fail(f"{url}: names no {named.lower()}")
-            found = {f"REGISTRY_STORAGE_{driver}_{named}": place}
-            if below:
-                found[f"REGISTRY_STORAGE_{driver}_ROOTDIRECTORY"] = below
-            for option, names in _FROM_ENVIRONMENT[driver].items():
-                variable = f"REGISTRY_STORAGE_{driver}_{option}"
-                value = next((environ[name] for name in names if environ.get(name)), None)
-                if value is not None and variable not in environ:
-                    found[variable] = value
-            return found
-        case _:
-            return {"REGISTRY_STORAGE_FSSPEC_URL": url}
-
-
-def _serve(loaded: "LoadedConfiguration", plugins: "PluginManager", held: "HeldTrace") -> int:
-    from moorage import ConfigurationError, PluginError, check_options
-
-    from .logs import configure_logs
-    from .supervisor import Supervisor, bind, default_workers
-    from .tls import server_tls, tls_warnings
-
-    configuration = loaded.configuration
-    log, http = configuration.log, configuration.http
-    configure_logs(level=log.level, formatter=log.formatter, fields=log.fields, report_caller=log.report_caller)
-    held.release()
-    logger = logging.getLogger("moorage.serve")
-    for warning in loaded.warnings:
-        logger.warning(warning)
-    count = configuration.workers or default_workers()
-    try:
-        warnings = check_options(configuration, plugins)
-        tls = server_tls(configuration)
-    except (ConfigurationError, PluginError) as error:
-        _fail(error)
-    for warning in (*warnings, *tls_warnings(configuration)):
-        logger.warning(warning)
-    driver = plugins.drivers().get(configuration.storage.driver)
-    if driver is not None and not driver.shared and count > 1:
-        if configuration.workers:
-            name = configuration.storage.driver
-            logger.warning("the %s store is seen by one process only, so one worker serves, not %d", name, count)
-        count = 1
-
-    def work(descriptors: list[int], share: "Share", ready: Callable[[], None]) -> None:
-        _work(configuration, plugins, tls, descriptors, share, ready)
-
-    scheme = "http" if tls is None else "https"
-    try:
-        listeners = bind(http.addr, unix=http.net == "unix")
-        supervisor = Supervisor(listeners, work, workers=count, drain_seconds=http.drain_timeout, scheme=scheme)
-    except ConfigurationError as error:
-        _fail(error)
-    return supervisor.run()
-
-
-def _work(
-    configuration: "Configuration",
-    plugins: "PluginManager",
-    tls: "ServerTls | None",
-    descriptors: list[int],
-    share: "Share",
-    ready: Callable[[], None],
-) -> None:
-    """Serve in a worker process."""
-    import trio
-
-    from moorage import ConfigurationError, PluginError
-
-    from .worker import serve_worker
-
-    try:
-        trio.run(serve_worker, configuration, plugins, tls, descriptors, share, ready)
-    except BaseExceptionGroup as group:
-        # Nurseries wrap what ends them; what is told is the one thing that was wrong.
-        wrong = group.subgroup((ConfigurationError, PluginError))
-        if wrong is None:
-            raise
-        error: BaseException = wrong
-        while isinstance(error, BaseExceptionGroup):
-            error = cast("BaseExceptionGroup[BaseException]", error).exceptions[0]
-        raise ConfigurationError(str(error)) from group
-    except PluginError as error:
-        raise ConfigurationError(str(error)) from error
 
 
 # ---- config
