@@ -28,8 +28,10 @@ def write_all(descriptor: int, data: bytes, offset: int | None = None) -> None:
             offset += count
 
 
-def begin_to_sync(descriptor: int, offset: int, count: int) -> None:
+def begin_to_sync(descriptor: int, offset: int = 0, count: int = 0) -> None:
     """Have a system begin to put bytes of a file on disk, where it can: a sync waits for the less when it comes.
+
+    They are `count` bytes from `offset`, or, with 0, all from there.
 
     Nothing is promised of these bytes, and nothing said if they cannot be written: the sync does.
     """

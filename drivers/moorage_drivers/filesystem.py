@@ -7,7 +7,9 @@ where distribution would take them for content, and lock files.
   of 256 file locks for that step, so a conditional one and any other cannot come between each other, whichever process
   they are in. Only `delete_below` takes none: what lies below such a prefix is not written under conditions.
 - **Durable**: the file is synced before it gets its name, then the directory that holds the name, then each directory
-  above that is not known to be on disk itself.
+  above that is not known to be on disk itself. What belongs together, a blob with its link for instance, goes through
+  these steps together: all content is synced, then all get their names, in their order, then directories are synced.
+  A file system that keeps a journal writes it twice then, and not twice for each.
 - **Loop or thread**: opening, stat, and reading what the page cache holds take microseconds and are done in the event
   loop; whatever may wait for a disk is done in a thread, in few whole steps.
 """
@@ -23,7 +25,7 @@ import zlib
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Sequence
-from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from functools import lru_cache, partial
 from typing import NamedTuple, NoReturn, TypeVar
 
@@ -71,6 +73,7 @@ _KNOWN_DIRECTORIES = 20_000
 _SMALL = 64 << 10
 _KNOWN_KEYS = 8192
 _LOOKS_IN_A_TURN = 128
+_PLACED_TOGETHER = 32
 _NAMES_REMEMBERED = 200_000
 _SETTLED_NS = 2_000_000_000
 
@@ -96,6 +99,16 @@ class _Names(NamedTuple):
 
     state: tuple[int, int]
     names: tuple[str, ...]
+
+
+class _Ready(NamedTuple):
+    """A file that has its content, and shall have the name of `key`."""
+
+    descriptor: int
+    temporary: str
+    key: str
+    path: str
+    condition: Condition | None = None
 
 
 class FilesystemDriver(Driver):
@@ -409,14 +422,13 @@ class FilesystemDriver(Driver):
         """Put an object at `key`."""
         path = self.path_of(key)
         if isinstance(chunks, bytes):
-            await self.in_thread("write", key, partial(self._write, key, path, chunks, condition, durable=durable))
+            await self.in_thread("write", key, partial(self._write, key, chunks, condition, durable=durable))
             return
         await self._write_stream(key, path, chunks, condition, durable=durable)
 
-    def _write(self, key: str, path: str, data: bytes, condition: Condition | None, *, durable: bool) -> None:
-        with self._temporary_file() as (descriptor, temporary):
-            write_all(descriptor, data)
-            self.place(descriptor, temporary, key, path, condition, durable=durable)
+    def _write(self, key: str, data: bytes, condition: Condition | None, *, durable: bool) -> None:
+        with self.written(key, data, condition) as file:
+            self.place([file], durable=durable)
 
     async def write_all(self, objects: Sequence[tuple[str, bytes]], *, durable: bool = True) -> None:
         """Put small objects one after the other, by one step in a thread."""
@@ -426,14 +438,20 @@ class FilesystemDriver(Driver):
         """Put small objects one after the other. Runs in a thread.
 
         Raises:
-            DriverError: one cannot be put, or is not allowed; those before it were.
+            DriverError: one cannot be put, or is not allowed; none after it was, those before it may be there.
         """
-        for key, data in objects:
-            path = self.path_of(key)
-            try:
-                self._write(key, path, data, None, durable=durable)
-            except OSError as error:
-                self._fail(error, "write", key)
+        for first in range(0, len(objects), _PLACED_TOGETHER):
+            with ExitStack() as kept:
+                some = objects[first : first + _PLACED_TOGETHER]
+                self.place([kept.enter_context(self.written(*each)) for each in some], durable=durable)
+
+    @contextmanager
+    def written(self, key: str, data: bytes, condition: Condition | None = None) -> Generator[_Ready]:
+        """Write `data` to a file that can be given the name of `key`. Runs in a thread."""
+        path = self.path_of(key)
+        with self._temporary_file() as (descriptor, temporary):
+            write_all(descriptor, data)
+            yield _Ready(descriptor, temporary, key, path, condition)
 
     async def _write_stream(
         self, key: str, path: str, chunks: AsyncIterable[bytes], condition: Condition | None, *, durable: bool
@@ -444,7 +462,7 @@ class FilesystemDriver(Driver):
             async for chunk in chunks:
                 await self.in_thread("write", key, partial(write_all, descriptor, chunk))
             await self.in_thread(
-                "write", key, lambda: self.place(descriptor, temporary, key, path, condition, durable=durable)
+                "write", key, lambda: self.place([_Ready(descriptor, temporary, key, path, condition)], durable=durable)
             )
         finally:
             manager.__exit__(None, None, None)
@@ -466,36 +484,48 @@ class FilesystemDriver(Driver):
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
 
-    def place(
-        self, descriptor: int, temporary: str, key: str, path: str, condition: Condition | None, *, durable: bool
-    ) -> None:
-        """Give the file at `temporary` the name `path`. Runs in a thread."""
-        # The system's own clock for files ticks in milliseconds, and inodes are used again: without a time of its own,
-        # a file that was replaced twice in one tick could have the version of the first.
-        now = time.time_ns()
-        os.utime(descriptor, ns=(now, now))
+    def place(self, files: Sequence[_Ready], *, durable: bool, drop: str = "") -> None:
+        """Give each of `files` its name, one after the other, then remove what lies below `drop`. Runs in a thread."""
+        for file in files:
+            # The system's own clock for files ticks in milliseconds, and inodes are used again: without a time of its
+            # own, a file that was replaced twice in one tick could have the version of the first.
+            now = time.time_ns()
+            os.utime(file.descriptor, ns=(now, now))
+            if durable and len(files) > 1:
+                # So that the sync of the first finds the others on their way, and the file system does all in one.
+                begin_to_sync(file.descriptor)
         if durable:
-            os.fdatasync(descriptor)
-        parent = os.path.dirname(path)
+            for file in files:
+                os.fdatasync(file.descriptor)
+        for file in files:
+            self._name(file)
+        if drop:
+            self.remove_below(drop, durable=False)
+        if durable:
+            for directory in dict.fromkeys(os.path.dirname(file.path) for file in files):
+                self._sync_directories(directory)
+
+    def _name(self, file: _Ready) -> None:
+        key, path = file.key, file.path
         for _ in range(_TRIES):
             try:
                 with self._locked(key):
-                    if condition is not None:
-                        self._check(condition, key, path, "write")
-                    os.rename(temporary, path)
+                    if file.condition is not None:
+                        self._check(file.condition, key, path, "write")
+                    os.rename(file.temporary, path)
             except FileNotFoundError:
-                if not os.path.lexists(temporary):
+                if not os.path.lexists(file.temporary):
                     raise StoreUnavailable(
                         "the file was taken away", driver=self.name, operation="write", key=key
                     ) from None
                 # No directory yet, or somebody has just removed it as empty.
-                self._make_directory(parent)
-            except IsADirectoryError:
+                self._make_directory(os.path.dirname(path))
+            except IsADirectoryError as error:
                 if not remove_if_empty(path):
-                    raise
+                    self._fail(error, "write", key)
+            except OSError as error:
+                self._fail(error, "write", key)
             else:
-                if durable:
-                    self._sync_directories(parent)
                 return
         raise StoreUnavailable("its directory keeps vanishing", driver=self.name, operation="write", key=key)
 
@@ -612,7 +642,7 @@ class FilesystemDriver(Driver):
             try:
                 descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
                 try:
-                    self.place(descriptor, temporary, destination, path, condition, durable=True)
+                    self.place([_Ready(descriptor, temporary, destination, path, condition)], durable=True)
                 finally:
                     os.close(descriptor)
             finally:
@@ -770,7 +800,8 @@ class _FileUpload(Upload):
         def place() -> None:
             self._append(self._waiting)
             self._waiting = b""
-            self._driver.place(self._descriptor, self._path, destination, path, condition, durable=True)
+            file = _Ready(self._descriptor, self._path, destination, path, condition)
+            self._driver.place([file], durable=True)
 
         await self._driver.in_thread("upload", destination, place)
 
@@ -793,10 +824,10 @@ class _FileUpload(Upload):
             self._append(self._waiting)
             self._waiting = b""
             self._driver.put_all(first, durable=False)
-            self._driver.place(self._descriptor, self._path, destination, path, None, durable=True)
-            self._driver.put_all(after, durable=True)
-            if drop:
-                self._driver.remove_below(drop, durable=False)
+            with ExitStack() as kept:
+                files = [_Ready(self._descriptor, self._path, destination, path)]
+                files += [kept.enter_context(self._driver.written(*each)) for each in after]
+                self._driver.place(files, durable=True, drop=drop)
 
         await self._driver.in_thread("upload", destination, step)
 

@@ -432,6 +432,48 @@ async def test_a_commit_is_synced_before_it_has_its_name(driver: FilesystemDrive
     assert recorder.taken() == ["content u/data", "rename u/data b", "folder ."]
 
 
+async def test_what_belongs_together_is_synced_named_and_found_in_its_order(
+    driver: FilesystemDriver, recorder: Recorder
+) -> None:
+    for key in ("blobs/other", "links/other"):
+        await driver.write(key, b"")
+    async with driver.open_upload("u/1/data") as upload:
+        await upload.write(b"x")
+        await driver.write("u/1/state", b"", durable=False)
+        recorder.taken()
+        await upload.commit_between(driver, "blobs/data", after=[("links/link", b"y")], drop="u/1/")
+    assert recorder.taken() == [
+        "content u/1/data",
+        "content TEMPORARY",
+        "rename u/1/data blobs/data",
+        "rename TEMPORARY links/link",
+        "unlink u/1/state",
+        "folder blobs",
+        "folder links",
+    ]
+
+
+async def test_small_objects_are_synced_together_and_named_in_their_order(
+    driver: FilesystemDriver, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filesystem, "_PLACED_TOGETHER", 2)
+    await driver.write("a/x", b"")
+    recorder.taken()
+    await driver.write_all([("a/1", b"1"), ("a/2", b"2"), ("a/3", b"3")])
+    assert recorder.taken() == [
+        "content TEMPORARY",
+        "content TEMPORARY",
+        "rename TEMPORARY a/1",
+        "rename TEMPORARY a/2",
+        "folder a",
+        "content TEMPORARY",
+        "rename TEMPORARY a/3",
+        "folder a",
+    ]
+    await driver.write_all([("a/1", b"4"), ("a/2", b"5")], durable=False)
+    assert recorder.taken() == ["rename TEMPORARY a/1", "rename TEMPORARY a/2"]
+
+
 async def test_a_delete_syncs_the_folder_that_is_left(driver: FilesystemDriver, recorder: Recorder) -> None:
     await driver.write("a/b/c", b"")
     await driver.write("a/d", b"")
