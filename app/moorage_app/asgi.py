@@ -18,12 +18,21 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from functools import partial
 from typing import cast
 
 import msgspec
 import structlog
 import trio
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, HTTPScope, Scope
+from hypercorn.typing import (
+    ASGIReceiveCallable,
+    ASGIReceiveEvent,
+    ASGISendCallable,
+    ASGISendEvent,
+    HTTPResponseBodyEvent,
+    HTTPScope,
+    Scope,
+)
 
 from moorage import (
     MANIFEST_LIMIT,
@@ -62,6 +71,7 @@ from .routes import (
     operation_of,
     token_by_form,
 )
+from .transports import Pace, TooSlow
 
 _log = logging.getLogger("moorage.app")
 _access_log = logging.getLogger("moorage.access")
@@ -69,10 +79,8 @@ _access_log = logging.getLogger("moorage.access")
 _READ_UNASKED = 64 << 10
 _DRAIN_BYTES = 64 << 20
 _DRAIN_SECONDS = 10
-_STALLED_SECONDS = 60
-"""How long a client may give nothing of a body; also, where the server does not look, take nothing of an answer."""
-_LEAST_RATE = 4 << 10
-"""Bytes a second at which a client there must take what is sent at once."""
+_SENT_AT_ONCE = 64 << 10
+"""Where the server does not tell what a client takes, so much is sent at a step: more, and it could stall for longer."""
 _PROCESS = secrets.token_hex(4)
 _numbers = itertools.count(secrets.randbits(16))
 _LENGTH = re.compile(r"\d{1,18}", re.ASCII)
@@ -116,9 +124,19 @@ class RequestBody:
         left: whether the client went away.
     """
 
-    def __init__(self, receive: ASGIReceiveCallable, length: int | None, quickly: _Quickly | None = None) -> None:
-        """Read from `receive` what shall have `length` bytes; by `quickly`, if the server has that, in a thread."""
+    def __init__(
+        self,
+        receive: ASGIReceiveCallable,
+        length: int | None,
+        quickly: _Quickly | None = None,
+        pace: Pace | None = None,
+    ) -> None:
+        """Read from `receive` what shall have `length` bytes; by `quickly`, if the server has that, in a thread.
+
+        It comes by `pace`, unless the server sees to that.
+        """
         self.length = length
+        self._pace = pace
         self._quickly = quickly
         self.finished = False
         self.left = False
@@ -154,10 +172,7 @@ class RequestBody:
         """
         if self.finished:
             return b""
-        message = None
-        # A client that is silent for so long is gone, or as good as gone: others may go on with what it began.
-        with trio.move_on_after(_STALLED_SECONDS):
-            message = await self._receive()
+        message = await (self._receive() if self._pace is None else self._receive_by(self._pace))
         if message is None or message["type"] != "http.request":
             self.left = True
             self._ended.set()
@@ -165,6 +180,19 @@ class RequestBody:
         if not message.get("more_body", False):
             self._end()
         return message.get("body", b"")
+
+    async def _receive_by(self, pace: Pace) -> ASGIReceiveEvent | None:
+        """Return the next message; None from a client that is too slow.
+
+        It is gone, or as good as gone: others may go on with what it began.
+        """
+        try:
+            message = await pace.within(self._receive)
+        except TooSlow:
+            return None
+        if message["type"] == "http.request":
+            pace.moved(len(message.get("body", b"")))
+        return message
 
     async def take_quickly(self, take: Callable[[bytes], None]) -> int:
         """Have `take` called, in a thread, with what comes next, as long as it comes quickly; return how many bytes."""
@@ -256,10 +284,11 @@ class Application:
         if route is not None:
             await route(scope, receive, send)
             return
+        pace = None
         if WATCHED not in scope["extensions"]:
-            send = _patient(send)
+            send, pace = _patient(send), Pace()
         headers = Headers(list(scope["headers"]))
-        body = RequestBody(receive, _length(scope, headers), _quickly(scope))
+        body = RequestBody(receive, _length(scope, headers), _quickly(scope), pace)
         origin = self._origin(scope, headers)
         structlog.contextvars.bind_contextvars(request_id=origin.request_id)
         outcome = _Outcome()
@@ -500,14 +529,18 @@ async def _watching(body: RequestBody) -> AsyncGenerator[None]:
 
 
 def _patient(send: ASGISendCallable) -> ASGISendCallable:
-    """Give up a client that takes nothing of its answer, where the server waits for it as long as it likes."""
+    """Give up a client that is too slow to take its answer, where the server waits for it as long as it likes."""
+    pace = Pace()
 
     async def send_for_a_while(message: ASGISendEvent) -> None:
-        size = len(message["body"]) if message["type"] == "http.response.body" else 0
-        with trio.move_on_after(_STALLED_SECONDS + size / _LEAST_RATE) as waiting:
-            await send(message)
-        if waiting.cancelled_caught:
-            raise ClientLeft("the client takes nothing of its answer")
+        if message["type"] != "http.response.body":
+            await Pace().within(partial(send, message))
+            return
+        whole = message["body"]
+        for at in range(0, len(whole) or 1, _SENT_AT_ONCE):
+            piece, more = whole[at : at + _SENT_AT_ONCE], message["more_body"] or len(whole) > at + _SENT_AT_ONCE
+            step: HTTPResponseBodyEvent = {"type": "http.response.body", "body": piece, "more_body": more}
+            await pace.within(partial(send, step), len(piece))
 
     return send_for_a_while
 

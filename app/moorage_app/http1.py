@@ -5,8 +5,8 @@ Answers for RFC 9112. Heads are parsed by llhttp (httptools), framing is decided
 - **Strict.** What two servers could read in two ways is refused with 400 and the connection is closed: lengths that
   conflict or repeat, transfer codings other than `chunked`, bare CR or LF, folded headers, space around names. The next
   request of a connection is looked for only where the last one certainly ended.
-- **Bounded.** A head, the extensions of chunks and the trailers have a size, a head and each step of a body and of an
-  answer have a time. A client that is given up is given up with its connection, and with nothing else.
+- **Bounded.** A head, the extensions of chunks and the trailers have a size, a head has a time, bodies and answers have a
+  pace (`Pace`). A client that is given up is given up with its connection, and with nothing else.
 - **No task beside the connection's own**, but one for all that looks, once a second, whether anybody still waits. The
   application is called where the request was read, and receives and sends by direct calls. What is not asked for is
   not read: a slow application slows its client down, and nobody's memory fills.
@@ -30,7 +30,7 @@ from moorage import ClientLeft
 
 from .http1_exchange import HEAD_BYTES, REASONS, ASGIApplication, Exchange, framing
 from .http1_refusal import Refused, refusal_body
-from .transports import STALLED_SECONDS, Transport
+from .transports import TooSlow, Transport
 
 _log = logging.getLogger("moorage.http1")
 
@@ -378,6 +378,7 @@ class Http1:
         """Return what was received already of a body, or comes next, up to `limit` bytes.
 
         Raises:
+            Refused: the client is too slow.
             ClientLeft: the client left before the end of its request, or sends nothing any more.
         """
         if self._buffer:
@@ -391,10 +392,18 @@ class Http1:
             self._buffer = data + self._buffer
 
     async def _more_of_body(self, limit: int) -> bytes:
-        with trio.move_on_after(STALLED_SECONDS):
-            if data := await self._transport.receive(limit):
-                return data
-        raise ClientLeft("the client left in the middle of its request")
+        assert self._exchange is not None  # noqa: S101 - it asks
+        pace = self._exchange.pace
+        try:
+            data = await self._transport.receive(limit, pace)
+        except TooSlow as slow:
+            if slow.silent:
+                raise
+            raise Refused(408, "the body takes too long") from None
+        if not data:
+            raise ClientLeft("the client left in the middle of its request")
+        pace.moved(len(data))
+        return data
 
     @property
     def received(self) -> int:

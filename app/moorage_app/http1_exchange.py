@@ -8,6 +8,7 @@ import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from functools import cached_property
 from http import HTTPStatus
 from typing import IO, Final, Protocol, cast
 
@@ -18,7 +19,7 @@ from moorage import ClientLeft
 
 from .http1_chunks import Chunks
 from .http1_refusal import Refused
-from .transports import JOINED, Transport
+from .transports import JOINED, Pace, Transport
 
 _log = logging.getLogger("moorage.http1")
 
@@ -70,7 +71,7 @@ class Connection(Protocol):
         ...
 
     async def body(self, limit: int) -> bytes:
-        """Return what comes next of a body, up to `limit` bytes. Raises ClientLeft."""
+        """Return what comes next of a body, up to `limit` bytes. Raises Refused and ClientLeft."""
         ...
 
     def put_back(self, data: bytes) -> None:
@@ -210,6 +211,11 @@ class Exchange:
 
     # ---- receiving
 
+    @cached_property
+    def pace(self) -> Pace:
+        """How long the body is waited for; made when some of it did not come with the head."""
+        return Pace()
+
     async def receive(self) -> ASGIReceiveEvent:
         """Return what comes next of the request: bytes of its body, then, when the client leaves, that."""
         if self._empty and not self._ended:
@@ -252,7 +258,7 @@ class Exchange:
         """Return the next bytes of a body that comes in chunks, none at its end.
 
         Raises:
-            Refused: it is not chunked as it should be.
+            Refused: it is not chunked as it should be, or the client is too slow.
             ClientLeft: the client left.
         """
         data = b""
@@ -296,6 +302,7 @@ class Exchange:
             return taken, True
         finally:
             # Also when `take` fails: what is read on begins behind what was received.
+            self.pace.moved(received)
             if chunks is None:
                 self._left -= received
                 self._received = self._left == 0

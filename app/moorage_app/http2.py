@@ -10,6 +10,10 @@
   then fails.
 - Who gives up most requests as soon as they are sent is sent away: each costs the server what an answer costs, and none
   counts as under way (CVE-2023-44487).
+- Of an answer that the client does not take no more is kept than is sent at a step. hypercorn's buffer lets the application go on
+  just when a window is closed, and so takes whole blobs into memory.
+- An answer that breaks off is reset, also that of a client that is too slow to take it. hypercorn says nothing, so clients
+  would wait for the rest, and it keeps what nobody took.
 """
 
 from collections.abc import Sequence
@@ -22,7 +26,8 @@ import trio
 from h2.errors import ErrorCodes
 from h2.exceptions import ProtocolError
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.events import Event as StreamEvent, StreamClosed
+from hypercorn.protocol.h2 import BUFFER_LOW_WATER, H2Protocol, StreamBuffer
 from hypercorn.protocol.http_stream import HTTPStream
 from hypercorn.protocol.ws_stream import WSStream
 
@@ -51,6 +56,25 @@ class _Streams(dict[int, HTTPStream | WSStream]):
 
     def __missing__(self, stream_id: int) -> HTTPStream:
         return cast("HTTPStream", _Answered())  # nothing else is asked of it
+
+
+class _Answer(StreamBuffer):
+    """What was said of one answer and not sent yet."""
+
+    async def push(self, data: bytes) -> None:
+        """Add `data`; return when there is room for more."""
+        await self._paused.clear()
+        await super().push(data)
+
+    async def pop(self, max_length: int) -> bytes:
+        """Return up to so many bytes, which are sent now."""
+        data = bytes(self.buffer[:max_length])
+        del self.buffer[:max_length]
+        if len(self.buffer) < BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
 
 
 class Http2(H2Protocol):
@@ -104,6 +128,25 @@ class Http2(H2Protocol):
             # What was refused here was told as begun, and does not tell that it has ended.
             await self.send(Updated(idle=True))
 
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Send what the application says on one stream."""
+        if isinstance(event, StreamClosed):
+            await self._break_off(event.stream_id)
+        await super().stream_send(event)
+
+    async def _break_off(self, stream_id: int) -> None:
+        """Reset an answer of which the application will say no more, unless it has come to its end."""
+        answer = self.stream_buffers.get(stream_id)
+        if answer is None or answer.complete or self.closed:
+            return
+        with suppress(ProtocolError):
+            self.connection.reset_stream(stream_id, ErrorCodes.INTERNAL_ERROR)
+        # The task that sends finds it closed, and forgets it.
+        await answer.close()
+        self.priority.unblock(stream_id)
+        await self.has_data.set()
+        await self._flush()
+
     async def _create_stream(self, request: h2.events.RequestReceived) -> None:
         headers = cast("Sequence[tuple[bytes, bytes]]", request.headers)  # as they are decoded here
         size = sum(len(name) + len(value) + _HEADER_OVERHEAD for name, value in headers)
@@ -117,6 +160,8 @@ class Http2(H2Protocol):
         else:
             self._heads[request.stream_id] = size
             await super()._create_stream(request)
+            # Nobody has used the other one yet: the application has not run.
+            self.stream_buffers[request.stream_id] = _Answer(self.context.event_class)
 
     async def _close_stream(self, stream_id: int) -> None:
         self._heads.pop(stream_id, None)

@@ -14,7 +14,7 @@ import trio
 
 from moorage import ClientLeft
 
-from .transports import ClearText, receive_in_thread
+from .transports import ClearText, Pace, receive_in_thread
 
 STEP: Final = 256 << 10
 """So many bytes are encrypted and sent at once."""
@@ -74,8 +74,13 @@ class TlsStream(trio.abc.AsyncResource):
 
     # ---- as a transport
 
-    async def receive(self, count: int) -> bytes:
-        """Return up to `count` bytes, none at the end. Raises ClientLeft: the connection broke."""
+    async def receive(self, count: int, pace: Pace | None = None) -> bytes:
+        """Return up to `count` bytes, none at the end, waited for as `pace` says.
+
+        Raises:
+            TooSlow: they did not come in time.
+            ClientLeft: the connection broke.
+        """
         pieces: list[bytes] = []
         left = count
         while not self._ended:
@@ -93,7 +98,7 @@ class TlsStream(trio.abc.AsyncResource):
                     # An answer to the client's TLS, which another task would miss if this one were cancelled.
                     with trio.CancelScope(shield=True):
                         await self._flush()
-                await self._fill(count + _OVERHEAD)
+                await self._fill(count + _OVERHEAD, pace)
             except ssl.SSLEOFError:
                 # It left without a word, as many do; where a request ends does not depend on that.
                 self._ended = True
@@ -122,7 +127,7 @@ class TlsStream(trio.abc.AsyncResource):
                 self._take_in(os.read(self.descriptor, count + _OVERHEAD))
 
     async def send(self, *pieces: bytes) -> None:
-        """Send everything. Raises ClientLeft: the client is gone, or takes nothing any more."""
+        """Send everything. Raises ClientLeft: the client is gone, or too slow."""
         self._check_open()
         for piece in pieces:
             view = memoryview(piece)
@@ -159,10 +164,16 @@ class TlsStream(trio.abc.AsyncResource):
             raise trio.BrokenResourceError from error
 
     async def send_all(self, data: bytes) -> None:
-        """Send everything. Raises BrokenResourceError: the client is gone, or takes nothing any more."""
+        """Send everything.
+
+        Raises:
+            BrokenResourceError: the client is gone, or too slow; so the stream is closed, for hypercorn would keep it.
+        """
         try:
             await self.send(data)
         except ClientLeft as error:
+            self._over = True
+            await trio.aclose_forcefully(self.transport_stream)
             raise trio.BrokenResourceError from error
 
     async def aclose(self) -> None:
@@ -178,8 +189,8 @@ class TlsStream(trio.abc.AsyncResource):
 
     # ---- the socket
 
-    async def _fill(self, count: int) -> None:
-        self._take_in(await self._socket.receive(count))
+    async def _fill(self, count: int, pace: Pace | None = None) -> None:
+        self._take_in(await self._socket.receive(count, pace))
 
     def _take_in(self, data: bytes) -> None:
         """Have TLS look at what came; nothing is the end."""

@@ -1,14 +1,18 @@
 """What connections are made of: sockets, and files sent to them from the page cache. `tls_stream` puts TLS on these.
 
-A transport tells of a client that has left by `ClientLeft`, and gives up one that takes nothing for too long.
+A transport tells of a client that has left by `ClientLeft`, and gives up one that is too slow: how long a client is waited
+for is said here, by `Pace`, for all that the registry speaks.
 """
 
 import errno
+import fcntl
 import os
 import select
+import sys
+import termios
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import trio
 
@@ -16,6 +20,8 @@ from moorage import ClientLeft
 
 STALLED_SECONDS: Final = 60.0
 """How long a client may take nothing of an answer, or give nothing of a body."""
+LEAST_RATE: Final = 1 << 10
+"""Bytes a second that a client must take or give in the long run: half of what the slowest links do."""
 
 JOINED: Final = 64 << 10
 """Up to so many bytes of a body are joined with the head before them, and sent at once."""
@@ -28,11 +34,62 @@ _WAITING: Final = 64
 """While so many bodies wait for one of these, others are received by the event loop: slower, and at once."""
 _QUICK_SECONDS: Final = 0.002
 _QUICK_MILLISECONDS: Final = 2
+_QUICK_WAITS: Final = 16
+_QUICK_BYTES: Final = 512
+"""What a wait must bring on average, once there were a few, or a byte now and then would keep a thread."""
 _CACHE_STEP: Final = 128 << 10
 _FAIR: Final = 16
 """After so many steps that waited for nothing others have a turn."""
 
 _receivers: Final = trio.CapacityLimiter(_RECEIVERS)
+_T = TypeVar("_T")
+
+
+class TooSlow(ClientLeft):
+    """A client was waited for as long as it may be.
+
+    Attributes:
+        silent: whether it did nothing at all in the longest time that there is; else it may be there, and read why.
+    """
+
+    def __init__(self, *, silent: bool) -> None:
+        """Give up a client."""
+        super().__init__("the client is too slow")
+        self.silent = silent
+
+
+class Pace:
+    """How long a client is waited for in all steps of a body or an answer together.
+
+    There are `STALLED_SECONDS`. What is waited is taken from them, and each byte that moves gives back what it may take at
+    `LEAST_RATE`; but there are never more, or who was fast for a gigabyte could then stall for days. Only waiting
+    counts: what the registry does meanwhile may take its time.
+    """
+
+    __slots__ = ("_left",)
+
+    def __init__(self) -> None:
+        """Begin with all of the time."""
+        self._left = STALLED_SECONDS
+
+    async def within(self, wait: Callable[[], Awaitable[_T]], count: int = 0) -> _T:
+        """Return what `wait` does, which waits for the client, and by which `count` bytes move.
+
+        Raises:
+            TooSlow: it took longer than the client may.
+        """
+        allowed = self._left + count / LEAST_RATE
+        began = trio.current_time()
+        with trio.move_on_after(allowed):
+            try:
+                return await wait()
+            finally:
+                self._left = min(max(allowed - (trio.current_time() - began), 0.0), STALLED_SECONDS)
+        raise TooSlow(silent=allowed >= STALLED_SECONDS)
+
+    def moved(self, count: int) -> None:
+        """Give back the time of `count` bytes that have moved."""
+        self._left = min(self._left + count / LEAST_RATE, STALLED_SECONDS)
 
 
 class Transport(Protocol):
@@ -41,8 +98,13 @@ class Transport(Protocol):
     can_send_files: bool
     descriptor: int
 
-    async def receive(self, count: int) -> bytes:
-        """Return up to `count` bytes, none at the end. Raises ClientLeft: the connection broke."""
+    async def receive(self, count: int, pace: Pace | None = None) -> bytes:
+        """Return up to `count` bytes, none at the end; they are waited for as `pace` says, which is told by the caller.
+
+        Raises:
+            TooSlow: they did not come in time.
+            ClientLeft: the connection broke.
+        """
         ...
 
     async def receive_quickly(self, most: int | None, take: Callable[[bytes], bool]) -> None:
@@ -53,7 +115,7 @@ class Transport(Protocol):
         ...
 
     async def send(self, *pieces: bytes) -> None:
-        """Send everything. Raises ClientLeft: the client is gone, or takes nothing any more."""
+        """Send everything. Raises ClientLeft: the client is gone, or too slow."""
         ...
 
     async def send_file(self, head: bytes, descriptor: int, offset: int, count: int) -> None:
@@ -77,20 +139,26 @@ class ClearText:
         self._stream = stream
         self.descriptor = stream.socket.fileno()
         self._at_once = 0
+        # Of all answers: what little is left of one in the system's buffer is waited for with the next.
+        self._pace = Pace()
 
-    async def receive(self, count: int) -> bytes:
+    async def receive(self, count: int, pace: Pace | None = None) -> bytes:
         """Return up to `count` bytes, none at the end."""
         self._at_once += 1
         if self._at_once >= _FAIR:
             # A client that always has more must not have the loop for itself.
             self._at_once = 0
             await trio.lowlevel.checkpoint()
+            self._check_open()
         while True:
             try:
                 return os.read(self.descriptor, count)
             except BlockingIOError:
                 self._at_once = 0
-                await self._wait(trio.lowlevel.wait_readable)
+                if pace is None:
+                    await self._wait(trio.lowlevel.wait_readable)
+                else:
+                    await pace.within(partial(self._wait, trio.lowlevel.wait_readable))
             except OSError as error:
                 raise ClientLeft("the connection broke") from error
 
@@ -105,6 +173,7 @@ class ClearText:
             # Nor must a client that sent a thousand requests at once.
             self._at_once = 0
             await trio.lowlevel.checkpoint()
+            self._check_open()
         left: list[bytes | memoryview] = [piece for piece in pieces if piece]
         while left:
             try:
@@ -181,15 +250,81 @@ class ClearText:
             await until(self.descriptor)
         except trio.ClosedResourceError as error:
             raise ClientLeft("the connection was closed") from error
+        self._check_open()
+
+    def _check_open(self) -> None:
         if self._stream.socket.fileno() < 0:
-            # Closed just after it was ready: the descriptor may be another connection's by now.
+            # Closed by another task meanwhile: the descriptor may be another connection's by now.
             raise ClientLeft("the connection was closed")
 
     async def _wait_writable(self) -> None:
-        with trio.move_on_after(STALLED_SECONDS) as scope:
-            await self._wait(trio.lowlevel.wait_writable)
-        if scope.cancelled_caught:
-            raise ClientLeft("the client takes nothing of its answer")
+        """Wait for room, as long as the client takes what it was sent.
+
+        The system has room again when the client took a third of its buffer, which may be megabytes: so what is left in
+        there says how fast it is, and not how long that lasts.
+        """
+        untaken = self._untaken()
+        while True:
+            try:
+                await self._pace.within(partial(self._wait, trio.lowlevel.wait_writable))
+                break
+            except TooSlow:
+                self._check_open()
+                left = self._untaken()
+                if left >= untaken:
+                    raise
+                self._pace.moved(untaken - left)
+                untaken = left
+        if untaken:
+            self._pace.moved(max(untaken - self._untaken(), 0))
+        else:
+            # It has taken everything, or the system does not tell.
+            self._pace = Pace()
+
+    def _untaken(self) -> int:
+        """Return how many of the bytes that were sent the client has not acknowledged; 0 where that cannot be told."""
+        try:
+            return int.from_bytes(fcntl.ioctl(self.descriptor, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+        except OSError:
+            return 0
+
+
+class ClearStream(trio.abc.AsyncResource):
+    """A socket as hypercorn uses it, which would wait for a slow client for ever."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        """Use `stream`, which is owned from here on."""
+        self.socket = stream.socket
+        """hypercorn looks for its addresses there."""
+        self._stream = stream
+        self._transport = ClearText(stream)
+
+    async def receive_some(self, max_bytes: int) -> bytes:
+        """Return up to `max_bytes` bytes, none at the end. Raises BrokenResourceError: the connection broke."""
+        return await self._stream.receive_some(max_bytes)
+
+    async def send_all(self, data: bytes) -> None:
+        """Send everything.
+
+        Raises:
+            ClosedResourceError: the stream is closed.
+            BrokenResourceError: the client is gone, or too slow; so the stream is closed, for hypercorn would keep it.
+        """
+        if self.socket.fileno() < 0:
+            raise trio.ClosedResourceError
+        try:
+            await self._transport.send(data)
+        except ClientLeft as error:
+            await trio.aclose_forcefully(self)
+            raise trio.BrokenResourceError from error
+
+    async def send_eof(self) -> None:
+        """Say that nothing more will be sent. Raises what a socket's stream does."""
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        """Close the socket."""
+        await self._stream.aclose()
 
 
 def _from_page_cache(descriptor: int, offset: int, count: int) -> bytes | None:
@@ -269,11 +404,13 @@ def _receive_quickly(read: Callable[[int], bytes], descriptor: int, most: int, t
 def _gather(read: Callable[[int], bytes], poll: select.poll, count: int) -> bytes:
     """Return `count` bytes, fewer if they do not come quickly or the connection ends."""
     pieces: list[bytes] = []
+    wanted, waits = count, 0
     while count:
         try:
             piece = read(count)
         except BlockingIOError:
-            if not poll.poll(_QUICK_MILLISECONDS):
+            waits += 1
+            if waits > _QUICK_WAITS + (wanted - count) // _QUICK_BYTES or not poll.poll(_QUICK_MILLISECONDS):
                 break
             continue
         except OSError:

@@ -27,7 +27,7 @@ from .routes import Limits
 from .shares import Share, SharedListener
 from .tls import ServerTls
 from .tls_stream import TlsStream
-from .transports import ClearText, Transport
+from .transports import ClearStream, ClearText, Transport
 
 _log = logging.getLogger("moorage.worker")
 
@@ -84,8 +84,9 @@ class _StockConnection(TCPServer):
 
     async def serve(self, stream: trio.SocketStream | TlsStream) -> None:
         """Serve what comes over `stream`."""
+        ours = stream if isinstance(stream, TlsStream) else ClearStream(stream)
         # To hypercorn ours is as good as trio's.
-        self.stream = cast("trio.SSLStream[trio.SocketStream]", stream)
+        self.stream = cast("trio.SSLStream[trio.SocketStream]", ours)
         if isinstance(stream, TlsStream) and (certificate := stream.peer_certificate()) is not None:
             self.app = _with_peer(self.app, certificate)
         try:
