@@ -512,6 +512,10 @@ def answering(descriptors, share, ready):
 """
 
 
+# So that a machine that has much to do keeps no worker from taking its share in time.
+PATIENT = "shares._PATIENCE_SECONDS = 30.0"
+
+
 def port_of(running: Family) -> int:
     (port,) = running.noted("port")
     return port
@@ -529,9 +533,7 @@ def connected(port: int, count: int) -> Generator[list[int]]:
 
 @pytest.mark.parametrize(("count", "most"), [(4, 1), (64, 18), (400, 115)])
 def test_connections_are_spread_evenly_over_the_workers(tmp_path: Path, count: int, most: int) -> None:
-    # Patient, so that a machine that has much to do does not keep one from taking its share in time.
-    script = f"{ANSWERING}\nshares._PATIENCE_SECONDS = 30.0\nrun(answering, workers=4)"
-    with family(tmp_path, script) as running:
+    with family(tmp_path, f"{ANSWERING}\n{PATIENT}\nrun(answering, workers=4)") as running:
         workers = running.wait_for(4)
         with connected(port_of(running), count) as found:
             assert max(found.count(worker) for worker in workers) <= most
@@ -549,7 +551,7 @@ def test_the_share_of_a_dead_worker_goes_to_the_others_at_once(tmp_path: Path) -
 
 
 def test_a_worker_that_took_the_place_of_another_takes_its_share(tmp_path: Path) -> None:
-    with family(tmp_path, f"{ANSWERING}\nrun(answering, workers=2)") as running:
+    with family(tmp_path, f"{ANSWERING}\n{PATIENT}\nrun(answering, workers=2)") as running:
         gone, stays = running.wait_for(2)
         with connected(port_of(running), 20):
             os.kill(gone, signal.SIGKILL)
