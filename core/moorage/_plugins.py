@@ -102,6 +102,7 @@ class PluginManager:
         """
         self._specifications = (hooks, *specifications)
         self._pluggy = self._fresh()
+        self._trial: pluggy.PluginManager | None = None
         self._records: dict[str, PluginRecord] = {}
         self._offers: dict[str, dict[str, dict[str, object]]] = {}
         self._calls = HookCalls(trace=trace)
@@ -237,8 +238,9 @@ class PluginManager:
         return record
 
     def _try(self, plugin: object, name: str) -> tuple[tuple[str, ...], dict[str, dict[str, object]]]:
-        """Check `plugin` on a manager of its own, since pluggy keeps the half of a plugin that it then refuses."""
-        trial = self._fresh()
+        """Check `plugin` on another manager, since pluggy keeps the half of a plugin that it then refuses."""
+        # One that went well is as it was before, and is used again: to make one takes longer than to check a plugin.
+        trial, self._trial = self._trial or self._fresh(), None
         trial.register(plugin, name=name)
         trial.check_pending()
         callers = trial.get_hookcallers(plugin) or []
@@ -257,6 +259,8 @@ class PluginManager:
                     offered = [*caller(), None][0]
                     call.returned(offered)
                 offers[caller.name] = _checked(caller.name, offered)
+        trial.unregister(plugin)
+        self._trial = trial
         return tuple(sorted(caller.name for caller in callers)), offers
 
     def unregister(self, name: str) -> None:

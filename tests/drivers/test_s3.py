@@ -1,11 +1,14 @@
 """The driver `s3` over moto and ministack: each is strict where the other is not."""
 
 import time
+from collections.abc import Callable, Generator
+from functools import cache
 from typing import cast
 
 import msgspec
 import pytest
 import trio
+from botocore.loaders import JSONFileLoader
 
 from moorage import (
     Capabilities,
@@ -35,6 +38,20 @@ FAULTS = {
     },
 }
 """What an emulator does otherwise than the service, by case; such a case may pass when its race is not met."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def models_read_once() -> Generator[None]:
+    """Let the SDK read what it knows of the service once, and not for each client: that is most of an opening's time."""
+    load = cache(cast("Callable[[str], object]", getattr(JSONFileLoader(), "load_file")))  # noqa: B009 - untyped
+
+    def load_once(loader: object, path: str) -> object:
+        del loader
+        return load(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JSONFileLoader, "load_file", load_once)
+        yield
 
 
 @pytest.fixture(scope="module", params=["moto", "ministack"])

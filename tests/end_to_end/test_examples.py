@@ -30,12 +30,13 @@ def _make(folder: Path) -> None:
     for project in (TREE, *EXAMPLES):
         build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder / "wheels")]
         subprocess.run(build, cwd=project, check=True, capture_output=True, timeout=120)
-    run_tool(sys.executable, "-m", "venv", str(folder / "venv"))
+    # This environment's pip installs into the other one, which then needs none of its own.
+    run_tool(sys.executable, "-m", "venv", "--without-pip", str(folder / "venv"))
     wheels = sorted(map(str, (folder / "wheels").glob("*.whl")))
     assert len(wheels) == 1 + len(EXAMPLES)
     run_tool(
-        str(folder / "venv/bin/python"),
-        *("-m", "pip", "install", "--quiet", "--disable-pip-version-check"),
+        *(sys.executable, "-m", "pip", "--python", str(folder / "venv/bin/python")),
+        *("install", "--quiet", "--disable-pip-version-check"),
         *(wheel if "/moorage-" in wheel else f"{wheel}[test]" for wheel in wheels),
     )
 

@@ -29,9 +29,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def _make(folder: Path) -> None:
     _build(TREE, folder)
-    run_tool(sys.executable, "-m", "venv", str(folder / "venv"))
+    # This environment's pip installs into the other one, which then needs none of its own.
+    run_tool(sys.executable, "-m", "venv", "--without-pip", str(folder / "venv"))
     programs = folder / "venv/bin"
-    install = [str(programs / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    install = [sys.executable, "-m", "pip", "--python", str(programs / "python")]
+    install += ["install", "--quiet", "--disable-pip-version-check"]
     run_tool(*install, "pytest", *map(str, (folder / "wheels").glob("*.whl")))
     for kind in KINDS:
         run_tool(

@@ -38,13 +38,15 @@ def free_port() -> int:
         return port
 
 
-def wait_for(condition: Callable[[], object], what: str, *, seconds: float = START_SECONDS) -> None:
-    """Return as soon as `condition` holds; fail when it does not within `seconds`."""
+def wait_for(
+    condition: Callable[[], object], what: str, *, seconds: float = START_SECONDS, pause: float = 0.01
+) -> None:
+    """Return as soon as `condition` holds, asked again after each `pause`; fail when it does not within `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise AssertionError(f"not within {seconds:.0f} s: {what}")
-        time.sleep(0.01)
+        time.sleep(pause)
 
 
 def is_alive(pid: int) -> bool:
@@ -118,7 +120,8 @@ class Server:
             assert code is None, f"the server ended with {code} instead of serving"
             return self.answers()
 
-        wait_for(up, f"an answer of {self.url}")
+        # A start takes a second or two, of which each question would take away a little.
+        wait_for(up, f"an answer of {self.url}", pause=0.04)
 
     def logged(self) -> str:
         """Return the end of what it logged."""

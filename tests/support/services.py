@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Generator, Mapping, Sequence
@@ -181,9 +182,9 @@ def _temporary_folder(name: str) -> Generator[Path]:
 @contextmanager
 def moto_server() -> Generator[S3Service]:
     """Run moto as S3."""
-    tool = require_tool("moto_server", "storage on S3")
+    require_tool("moto_server", "storage on S3")
     port = free_port()
-    command = [tool, "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, str(Path(__file__).with_name("moto_s3.py")), "--host", "127.0.0.1", "--port", str(port)]
     with _temporary_folder("moto") as folder, running(command, port, folder):
         yield S3Service(f"http://127.0.0.1:{port}", port)
 

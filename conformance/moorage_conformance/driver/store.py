@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from subprocess import PIPE
 from typing import cast
 
@@ -63,12 +64,7 @@ class Subject(msgspec.Struct, frozen=True):
             if not isinstance(factory, DriverFactory):
                 raise NoSuchDriver(f"{self.name} is no DriverFactory")
             return cast("DriverFactory[msgspec.Struct]", factory)
-        plugins = PluginManager()
-        plugins.load_entry_points()
-        if self.plugin:
-            found = find_plugin(self.plugin)
-            if not found.installed:
-                plugins.register(found.plugin, found.name)
+        plugins = _plugins(self.plugin)
         offered = plugins.drivers()
         if self.around:
             offered = {name: _around_memory(each) for name, each in plugins.storage_middleware().items()}
@@ -99,6 +95,21 @@ class Subject(msgspec.Struct, frozen=True):
     def shared(self) -> bool:
         """Whether several processes see one store."""
         return self.factory().shared
+
+
+@cache
+def _plugins(beside: str) -> PluginManager:
+    """Return the installed plugins and, where it is not among them, the plugin `beside`; both are imported once.
+
+    Each case asks several times, and to look at all plugins takes longer than most cases do.
+    """
+    plugins = PluginManager()
+    plugins.load_entry_points()
+    if beside:
+        found = find_plugin(beside)
+        if not found.installed:
+            plugins.register(found.plugin, found.name)
+    return plugins
 
 
 def _around_memory(around: StorageMiddlewareFactory[msgspec.Struct]) -> DriverFactory[msgspec.Struct]:
