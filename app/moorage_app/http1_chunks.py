@@ -14,6 +14,8 @@ LINES_AT_ONCE: Final = 256
 
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;([\t\x20-\x7e\x80-\xff]*))?")
 _TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")
+_FRAMING: Final = frozenset({b"content-length", b"host", b"transfer-encoding"})
+"""What no trailer may say (RFC 9110, 6.5.1): who came to believe it would see a request end, or go, elsewhere."""
 
 
 class Chunks:
@@ -101,6 +103,8 @@ class Chunks:
             return
         if _TRAILER.fullmatch(line) is None:
             raise Refused(400, "no trailer")
+        if line.partition(b":")[0].lower() in _FRAMING:
+            raise Refused(400, "a trailer says what only a head may")
         self._trailers += len(line) + 2
         if self._trailers > TRAILER_BYTES:
             raise Refused(431, "the trailers are too large")

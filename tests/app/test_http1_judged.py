@@ -211,6 +211,9 @@ def mutations(draw: st.DrawFn) -> bytes:
 @example(
     b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;a\r\nx\r\n0;\r\nX:\r\n\r\n" + SMUGGLED, [60]
 )
+@example(
+    b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nTransfer-Encoding: x\r\n\r\n" + SMUGGLED, []
+)
 @example(b"CONNECT a:1 HTTP/1.1\r\nHost: a\r\nContent-Length: 35\r\n\r\n" + SMUGGLED, [])
 def test_wrong_requests_are_never_understood_beyond_the_judge(data: bytes, cuts: list[int]) -> None:
     understood = judged(data).asked

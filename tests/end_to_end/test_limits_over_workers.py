@@ -17,7 +17,17 @@ import pytest
 
 from moorage_middleware.quota import Used
 from pushing import Repository, SlowRequest, digest_of, image, noise
-from servers import Server, configuration, configured, free_port, http, moorage, wait_for, write_configuration
+from servers import (
+    Server,
+    configuration,
+    configured,
+    free_port,
+    http,
+    moorage,
+    patient_workers,
+    wait_for,
+    write_configuration,
+)
 
 WORKERS = 3
 CLIENTS = 12
@@ -169,7 +179,7 @@ ANN = {"Authorization": "Basic YW5uOnNlY3JldA=="}
 def test_each_worker_counts_requests_for_itself(whose: str, tmp_path: Path) -> None:
     sections = limited(tmp_path, whose, rate=0.001, burst=5)
     with serving(tmp_path, sections) as server:
-        wait_for(lambda: len(server.workers) == WORKERS, "all workers")
+        server.wait_for_workers(WORKERS)
 
         def ask(_: object) -> tuple[int, int]:
             """Ask on a connection of its own, which any worker may take; return the status, and when to come again."""
@@ -190,16 +200,17 @@ def test_each_worker_counts_requests_for_itself(whose: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("whose", ["address", "user"])
 def test_each_worker_counts_uploads_at_once_for_itself(whose: str, tmp_path: Path) -> None:
     most, sent = 2, 20
-    sections = limited(tmp_path, whose, uploads=most)
+    sections = {**limited(tmp_path, whose, uploads=most), "plugins": patient_workers(tmp_path)}
     blobs = [noise(random.Random(seed), 4 * KIB) for seed in range(sent)]
     with serving(tmp_path, sections) as server:
-        wait_for(lambda: len(server.workers) == WORKERS, "all workers")
+        server.wait_for_workers(WORKERS)
         uploads = [Upload(server, data) for data in blobs]
         refused_least = sent - most * WORKERS
         wait_for(lambda: sum(upload.is_answered() for upload in uploads) >= refused_least, "refusals")
         waiting = [upload for upload in uploads if not upload.is_answered()]
         assert {upload.status() for upload in uploads if upload not in waiting} == {429}
-        assert most <= len(waiting) <= most * WORKERS
+        # Each worker has its share of the connections, so each has taken what it may.
+        assert len(waiting) == most * WORKERS
         for upload in waiting:
             upload.finish()
         assert {upload.status() for upload in waiting} == {201}
@@ -245,7 +256,7 @@ def test_open_uploads_of_a_repository_hold_but_for_one_of_each_further_worker(tm
         return 0 if status == 429 else status  # which is no reason to try again
 
     with configured(tmp_path / "root", workers=WORKERS, limits={"maxopenuploads": most}) as server:
-        wait_for(lambda: len(server.workers) == WORKERS, "all workers")
+        server.wait_for_workers(WORKERS)
         answers = all_at_once(open_upload, range(90), server)
         assert set(answers) == {202, 0}
         assert most <= answers.count(202) <= most + WORKERS - 1

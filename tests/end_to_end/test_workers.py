@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from pushing import Repository, SlowRequest, acknowledged, digest_of, errors_of, noise, with_digest
-from servers import Server, configured, http, is_alive, moorage, wait_for
+from servers import Server, configured, http, is_alive, moorage, patient_workers, wait_for
 
 pytestmark = pytest.mark.usefixtures("http_engine")
 
@@ -242,25 +242,9 @@ def answered(server: Server, count: int) -> list[HTTPConnection]:
     return clients
 
 
-PATIENT = """
-from moorage import hookimpl
-from moorage_app import shares
-
-@hookimpl
-def register_routes():
-    return {}
-
-shares._PATIENCE_SECONDS = 30.0
-"""
-
-
 def test_no_worker_has_many_more_connections_than_another(root: Path, tmp_path: Path) -> None:
-    # So that a machine that has much to do keeps no worker from taking its share in time.
-    plugins = tmp_path / "plugins"
-    plugins.mkdir(mode=0o755)
-    (plugins / "patient.py").write_text(PATIENT)
-    (plugins / "patient.py").chmod(0o644)
-    with configured(root, workers=3, plugins={"paths": [str(plugins)]}) as server, ExitStack() as kept:
+    with configured(root, workers=3, plugins=patient_workers(tmp_path)) as server, ExitStack() as kept:
+        server.wait_for_workers(3)
         for client in answered(server, 90):
             kept.callback(client.close)
         shares = [connections_of(worker) for worker in server.workers]
@@ -271,6 +255,7 @@ def test_no_worker_has_many_more_connections_than_another(root: Path, tmp_path: 
 
 def test_a_worker_that_hangs_keeps_no_client_waiting(root: Path) -> None:
     with moorage(root, workers=2) as server, ExitStack() as kept:
+        server.wait_for_workers(2)
         hangs, serves = server.workers
         os.kill(hangs, signal.SIGSTOP)
         try:

@@ -123,6 +123,10 @@ class Server:
         # A start takes a second or two, of which each question would take away a little.
         wait_for(up, f"an answer of {self.url}", pause=0.04)
 
+    def wait_for_workers(self, count: int) -> None:
+        """Return when all of `count` workers take connections; the first answer may come before."""
+        wait_for(lambda: f"with {count} workers" in self.logged(), f"{count} workers")
+
     def logged(self) -> str:
         """Return the end of what it logged."""
         data = self.log.read_bytes() if self.log.exists() else b""
@@ -185,6 +189,30 @@ def configuration(root: Path, port: int, **more: object) -> dict[str, object]:
         "http": {"addr": f"127.0.0.1:{port}"},
     }
     return settings | more
+
+
+_PATIENT = """
+from moorage import hookimpl
+from moorage_app import shares
+
+@hookimpl
+def register_routes():
+    return {}
+
+shares._PATIENCE_SECONDS = 30.0
+"""
+
+
+def patient_workers(folder: Path) -> Settings:
+    """Return the section `plugins` under which workers wait for each other: connections are shared out on any machine.
+
+    Without it, one that does not come within milliseconds, where there is much to do, goes without.
+    """
+    plugins = folder / "patient"
+    plugins.mkdir(mode=0o755)
+    (plugins / "patient.py").write_text(_PATIENT)
+    (plugins / "patient.py").chmod(0o644)
+    return {"paths": [str(plugins)]}
 
 
 def write_configuration(path: Path, settings: Settings) -> Path:
