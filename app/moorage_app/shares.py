@@ -20,6 +20,10 @@ _LOOK_SECONDS = 0.001
 # Of many connections, an eighth more than others have is no reason to wait: where hundreds come at once, they are taken
 # as they come.
 _SLACK = 8
+_GRANTED = 4
+"""Who waited in vain takes one connection for each so many that it serves."""
+_IN_A_ROW = 16
+"""So many connections are taken before others have a turn."""
 
 _GONE = frozenset({
     errno.ECONNABORTED,
@@ -62,6 +66,7 @@ class Share:
         self._place = place
         self._takes = False
         self._connections = 0
+        self._granted = 0
         self._ending = trio.lowlevel.ParkingLot()
 
     @contextmanager
@@ -95,8 +100,17 @@ class Share:
 
     async def come_due(self) -> None:
         """Return when the next connection is this worker's: at once, or after others had the time to take it."""
+        if not self._exceeded():
+            return
+        if self._granted:
+            self._granted -= 1
+            return
         given_up = trio.current_time() + _PATIENCE_SECONDS
-        while self._exceeded() and trio.current_time() < given_up:
+        while self._exceeded():
+            if trio.current_time() >= given_up:
+                # The others are busy, or hang. Of a crowd that waits, not each is let wait for them.
+                self._granted = self._connections // _GRANTED
+                return
             # A connection that ends here is heard of at once; those of others are looked at again.
             with trio.move_on_after(_LOOK_SECONDS):
                 await self._ending.park()
@@ -116,6 +130,7 @@ class SharedListener(trio.abc.Listener[trio.SocketStream]):
         listener.setblocking(False)
         self._listener = listener
         self._share = share
+        self._in_a_row = 0
 
     async def accept(self) -> trio.SocketStream:
         """Return the next connection that is this worker's.
@@ -124,17 +139,20 @@ class SharedListener(trio.abc.Listener[trio.SocketStream]):
             OSError: the system has no more descriptors or memory.
         """
         while True:
-            await trio.lowlevel.wait_readable(self._listener)
+            if self._in_a_row % _IN_A_ROW == 0:
+                await trio.lowlevel.wait_readable(self._listener)
             await self._share.come_due()
             try:
                 taken, _ = self._listener.accept()
             except BlockingIOError:
-                # Another worker took it.
-                continue
+                # There are no more, or another worker took it.
+                self._in_a_row = 0
             except OSError as error:
+                self._in_a_row = 0
                 if error.errno not in _GONE:
                     raise
             else:
+                self._in_a_row += 1
                 # Before the next one is looked at, which can be before this one's task begins.
                 self._share.took()
                 return trio.SocketStream(trio.socket.from_stdlib_socket(taken))
