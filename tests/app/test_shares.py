@@ -69,6 +69,33 @@ async def test_a_worker_that_has_more_than_its_share_lets_others_go_first(
         assert trio.current_time() - began <= 2 * shares._PATIENCE_SECONDS
 
 
+async def test_who_waited_in_vain_takes_some_without_waiting_again(autojump_clock: trio.testing.MockClock) -> None:
+    with of_two(8, 0) as share:
+        waits: list[bool] = []
+        for _ in range(6):
+            began = trio.current_time()
+            await share.come_due()
+            waits.append(trio.current_time() > began)
+        # One for each four that it serves, then it waits again.
+        assert waits == [True, False, False, True, False, False]
+
+
+async def test_of_a_crowd_all_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shares, "_IN_A_ROW", 3)
+    with listening() as listener, of_two(0, None) as share, ExitStack() as kept:
+        shared = SharedListener(listener, share)
+        for _ in range(10):
+            kept.enter_context(socket.create_connection(listener.getsockname()))
+        with trio.fail_after(30):
+            taken = [await shared.accept() for _ in range(10)]
+        with trio.move_on_after(0.05) as none_left:
+            await shared.accept()
+        assert none_left.cancelled_caught
+        for each in taken:
+            await each.aclose()
+        await shared.aclose()
+
+
 async def test_who_waits_hears_at_once_of_a_connection_that_ends(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
