@@ -101,6 +101,8 @@ class Share:
     async def come_due(self) -> None:
         """Return when the next connection is this worker's: at once, or after others had the time to take it."""
         if not self._exceeded():
+            # What was granted was for the crowd that there was.
+            self._granted = 0
             return
         if self._granted:
             self._granted -= 1

@@ -7,7 +7,6 @@ a page is not enough, as the missing name may stand on the next one.
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing, suppress
-from itertools import compress
 
 from . import _layout as layout
 from ._concurrency import map_bounded
@@ -67,7 +66,7 @@ async def names_below(
             candidates -= taken
         ordered = sorted(candidates)
         present = await exist(ordered)
-        found.update(compress(ordered, present))
+        found.update(name for name, there in zip(ordered, present, strict=True) if there)
         if not listing.more or not listing.entries:
             break
         position = listing.entries[-1].key

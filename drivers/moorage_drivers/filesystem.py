@@ -450,7 +450,7 @@ class FilesystemDriver(Driver):
         """Write `data` to a file that can be given the name of `key`. Runs in a thread."""
         path = self.path_of(key)
         with self._temporary_file() as (descriptor, temporary):
-            write_all(descriptor, data)
+            self.here("write", key, lambda: write_all(descriptor, data))
             yield _Ready(descriptor, temporary, key, path, condition)
 
     async def _write_stream(
@@ -496,9 +496,9 @@ class FilesystemDriver(Driver):
                 begin_to_sync(file.descriptor)
         if durable:
             for file in files:
-                os.fdatasync(file.descriptor)
+                self.here("write", file.key, partial(os.fdatasync, file.descriptor))
         for file in files:
-            self._name(file)
+            self.here("write", file.key, partial(self._name, file))
         if drop:
             self.remove_below(drop, durable=False)
         if durable:
@@ -520,11 +520,9 @@ class FilesystemDriver(Driver):
                     ) from None
                 # No directory yet, or somebody has just removed it as empty.
                 self._make_directory(os.path.dirname(path))
-            except IsADirectoryError as error:
+            except IsADirectoryError:
                 if not remove_if_empty(path):
-                    self._fail(error, "write", key)
-            except OSError as error:
-                self._fail(error, "write", key)
+                    raise
             else:
                 return
         raise StoreUnavailable("its directory keeps vanishing", driver=self.name, operation="write", key=key)

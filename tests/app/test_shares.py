@@ -72,12 +72,21 @@ async def test_a_worker_that_has_more_than_its_share_lets_others_go_first(
 async def test_who_waited_in_vain_takes_some_without_waiting_again(autojump_clock: trio.testing.MockClock) -> None:
     with of_two(8, 0) as share:
         waits: list[bool] = []
-        for _ in range(6):
+        for _ in range(5):
             began = trio.current_time()
             await share.come_due()
             waits.append(trio.current_time() > began)
         # One for each four that it serves, then it waits again.
-        assert waits == [True, False, False, True, False, False]
+        assert waits == [True, False, False, True, False]
+        for _ in range(8):
+            with share.serving():
+                pass
+        # The crowd is gone, and with it what was granted for it.
+        await share.come_due()
+        share.took()
+        began = trio.current_time()
+        await share.come_due()
+        assert trio.current_time() > began
 
 
 async def test_of_a_crowd_all_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from pushing import digest_of
-from servers import END_SECONDS, Server, configuration, free_port, http, moorage, wait_for, write_configuration
+from servers import (
+    END_SECONDS,
+    Server,
+    configuration,
+    free_port,
+    http,
+    moorage,
+    wait_for,
+    with_constant,
+    write_configuration,
+)
 
-IMPATIENT = """
-from moorage import hookimpl
-from moorage_app import transports
-
-@hookimpl
-def register_routes():
-    return {}
-
-transports.STALLED_SECONDS = 1.0
-"""
 MIB = 1 << 20
 
 
@@ -32,13 +32,10 @@ def engine(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def server(engine: str, tmp_path_factory: pytest.TempPathFactory) -> Generator[Server]:
     folder = tmp_path_factory.mktemp("slow")
-    plugins = folder / "plugins"
-    plugins.mkdir(mode=0o755)
-    (plugins / "impatient.py").write_text(IMPATIENT)
-    (plugins / "impatient.py").chmod(0o644)
+    plugins = with_constant(folder, "transports", "STALLED_SECONDS", 1.0)
     port = free_port()
     section = {"addr": f"127.0.0.1:{port}", "engine": engine}
-    settings = configuration(folder / "data", port, plugins={"paths": ["plugins"]}, http=section)
+    settings = configuration(folder / "data", port, plugins=plugins, http=section)
     with moorage(write_configuration(folder / "config.yml", settings), port=port) as server:
         yield server
     assert "Traceback" not in server.log.read_text(encoding="utf-8")

@@ -191,16 +191,26 @@ def configuration(root: Path, port: int, **more: object) -> dict[str, object]:
     return settings | more
 
 
-_PATIENT = """
+_CONSTANT = """
 from moorage import hookimpl
-from moorage_app import shares
+from moorage_app import {module}
 
 @hookimpl
 def register_routes():
-    return {}
+    return {{}}
 
-shares._PATIENCE_SECONDS = 30.0
+{module}.{name} = {value!r}
 """
+
+
+def with_constant(folder: Path, module: str, name: str, value: float) -> Settings:
+    """Return the section `plugins` under which a constant of one of the app's modules has another value."""
+    plugins = folder / f"{module}-{name.strip('_').lower()}"
+    plugins.mkdir(mode=0o755)
+    file = plugins / "constant.py"
+    file.write_text(_CONSTANT.format(module=module, name=name, value=value))
+    file.chmod(0o644)
+    return {"paths": [str(plugins)]}
 
 
 def patient_workers(folder: Path) -> Settings:
@@ -208,11 +218,7 @@ def patient_workers(folder: Path) -> Settings:
 
     Without it, one that does not come within milliseconds, where there is much to do, goes without.
     """
-    plugins = folder / "patient"
-    plugins.mkdir(mode=0o755)
-    (plugins / "patient.py").write_text(_PATIENT)
-    (plugins / "patient.py").chmod(0o644)
-    return {"paths": [str(plugins)]}
+    return with_constant(folder, "shares", "_PATIENCE_SECONDS", 30.0)
 
 
 def write_configuration(path: Path, settings: Settings) -> Path:
