@@ -145,6 +145,13 @@ class Upload(ABC):
     async def suspend(self) -> bytes:
         """Return a token by which any process can go on from `offset`. All bytes so far survive this process."""
 
+    async def suspend_with(self, driver: "Driver", beside: Callable[[bytes], Sequence[tuple[str, bytes]]]) -> None:
+        """Suspend, and put on `driver` the small objects that `beside` returns for the token; they survive the process.
+
+        A driver that waits for each of these overrides this as it does `commit_between`.
+        """
+        await driver.write_all(beside(await self.suspend()), durable=False)
+
     @property
     def can_write_from_thread(self) -> bool:
         """Whether `write_from_thread` can be called."""
@@ -195,7 +202,7 @@ class Upload(ABC):
             UploadGone: as `commit`; nothing of `after` was written, and nothing removed.
         """
         if before is not None:
-            await driver.write_all(before(await self.suspend()), durable=False)
+            await self.suspend_with(driver, before)
         await self.commit(destination)
         await driver.write_all(after)
         if drop:

@@ -7,6 +7,7 @@ the upload has, whatever ends it.
 
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
@@ -51,6 +52,10 @@ class Intake:
             SizeInvalid: it has more bytes than it should.
             ClientLeft, DriverError: as they say.
         """
+        if body.length is not None and body.length <= _HASH_HERE:
+            # Nothing of it is worth a thread, nor a task.
+            await _in_pieces(body, partial(self._take, hashing=_Hashing(self._hasher)))
+            return
         quick = body if self._upload.can_write_from_thread and isinstance(body, QuickBody) else None
         async with _open_hashing(self._hasher) as hashing:
 
@@ -125,9 +130,9 @@ async def _in_pieces(body: Body, take: Callable[[bytes], Awaitable[None]]) -> No
 
 
 class _Hashing:
-    """Hashes pieces in their order, each while the next one is received and written."""
+    """Hashes pieces in their order, those that are large each while the next one is received and written."""
 
-    def __init__(self, hasher: Hasher | None, helpers: trio.Nursery) -> None:
+    def __init__(self, hasher: Hasher | None, helpers: trio.Nursery | None = None) -> None:
         self._hasher = hasher
         self._helpers = helpers
         self._hashed: trio.Event | None = None
@@ -137,7 +142,7 @@ class _Hashing:
         await self.settle()
         if self._hasher is None:
             return
-        if len(data) <= _HASH_HERE:
+        if self._helpers is None or len(data) <= _HASH_HERE:
             self._hasher.update(data)
         else:
             self._hashed = trio.Event()

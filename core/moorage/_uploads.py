@@ -15,6 +15,7 @@ Answers for the OCI distribution spec, "Pushing Blobs". Rules this file keeps:
 """
 
 import logging
+import re
 import secrets
 import time
 import uuid
@@ -55,7 +56,8 @@ class _State(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         offset: bytes acknowledged.
         algorithm: what the bytes are hashed with while they arrive.
-        hash: the hash's state at `offset`; None if this cannot be carried, and the commit must read again.
+        hash: the hash's state at `offset`; None where nothing is hashed yet, or if it cannot be carried, and the commit
+            must read again.
         token: the driver's, for `resume_upload`.
         announced: the digest the client said it would commit.
         version: of this format.
@@ -73,6 +75,8 @@ _states = msgspec.json.Decoder(_State)
 
 _STATE_LIMIT = 64 << 20
 """More bytes than any state has."""
+
+_UPLOAD_ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
 
 _WARM_SESSIONS = 1024
 _WARM_TOKENS = 32 << 20
@@ -114,12 +118,9 @@ def check_upload_id(text: str) -> str:
     Raises:
         UploadUnknown: it is no UUID, so no session has it.
     """
-    try:
-        if str(uuid.UUID(text)) == text:
-            return text
-    except ValueError:
-        pass
-    raise UploadUnknown("there is no such upload")
+    if _UPLOAD_ID.fullmatch(text) is None:
+        raise UploadUnknown("there is no such upload")
+    return text
 
 
 class Uploads:
@@ -140,20 +141,20 @@ class Uploads:
         check_algorithm(algorithm)
         upload_id = _new_upload_id()
         session = layout.upload(repository, upload_id)
-        async with self._driver.open_upload(session + "data", self._destination(digest)) as upload:
-            token = await upload.suspend()
-        state = _State(
-            offset=0,
-            algorithm=algorithm,
-            hash=open_hasher(algorithm).state(),
-            token=token,
-            announced=str(digest) if digest else None,
-        )
-        if self._driver.capabilities.remote:
-            self._keep_warm(upload_id, state, await _save_state(self._driver, session, state, None))
-        else:
+        announced = str(digest) if digest else None
+        fresh = _State(offset=0, algorithm=algorithm, hash=None, token=b"", announced=announced)
+
+        def begun(token: bytes) -> list[tuple[str, bytes]]:
+            state = msgspec.structs.replace(fresh, token=token)
             began = (session + "startedat", layout.started_at_content(time.time()))
-            await self._driver.write_all([began, (session + "state", encode_json(state))], durable=False)
+            return [began, (session + "state", encode_json(state))]
+
+        async with self._driver.open_upload(session + "data", self._destination(digest)) as upload:
+            if self._driver.capabilities.remote:
+                state = msgspec.structs.replace(fresh, token=await upload.suspend())
+                self._keep_warm(upload_id, state, await _save_state(self._driver, session, state, None))
+            else:
+                await upload.suspend_with(self._driver, begun)
         return upload_id
 
     def _keep_warm(self, upload_id: str, state: _State, version: str | None) -> None:
@@ -171,8 +172,7 @@ class Uploads:
         Raises:
             UploadUnknown: there is no such session.
         """
-        state, _ = await self._load(repository, upload_id)
-        return state.offset
+        return (await self._state(repository, upload_id)).offset
 
     async def append(self, operation: AppendUpload) -> int:
         """Take in the body of `operation`; return how many bytes the session has now.
@@ -243,7 +243,7 @@ class Uploads:
             UploadUnknown: there is no such session.
             UploadOutOfOrder: a request is at work on it.
         """
-        state, _ = await self._load(repository, upload_id)
+        state = await self._state(repository, upload_id)
         try:
             async with self._driver.resume_upload(state.token, state.offset) as upload:
                 await upload.abort()
@@ -305,44 +305,54 @@ class Uploads:
         # One without any time vanished while being looked at.
         return max(times, default=time.time())
 
-    async def _load(self, repository: RepositoryName, upload_id: str) -> tuple[_State, str]:
-        """Return a session's state and the version of the object that holds it."""
-        key = layout.upload(repository, check_upload_id(upload_id)) + "state"
+    async def _state(self, repository: RepositoryName, upload_id: str) -> _State:
+        """Return a session's state. Raises UploadUnknown: there is no such session."""
         try:
-            async with self._driver.open(key) as reader:
+            return _states.decode(await self._driver.read(_state_key(repository, upload_id), limit=_STATE_LIMIT))
+        except (KeyUnknown, msgspec.MsgspecError):
+            raise _unknown(upload_id) from None
+
+    async def _state_and_version(self, repository: RepositoryName, upload_id: str) -> tuple[_State, str]:
+        """Return a session's state and the version of the object that holds it. Raises as `_state`."""
+        try:
+            async with self._driver.open(_state_key(repository, upload_id)) as reader:
                 data = b"".join([chunk async for chunk in reader])
                 return _states.decode(data), reader.stat.version
         except (KeyUnknown, msgspec.MsgspecError):
-            raise UploadUnknown("there is no such upload", detail={"upload": upload_id}) from None
+            raise _unknown(upload_id) from None
 
     @asynccontextmanager
     async def _held(self, operation: AppendUpload | CommitUpload) -> AsyncGenerator["_Held"]:
         """Hold the session of `operation`, at the offset that its request names, while its request is answered."""
-        state, version = self._known(operation) or await self._load(operation.repository, operation.upload_id)
+        name, upload_id = operation.repository, operation.upload_id
+        exclusive, condition = self._driver.capabilities.exclusive_uploads, None
+        if exclusive:
+            state = await self._state(name, upload_id)
+        else:
+            state, version = self._known(operation) or await self._state_and_version(name, upload_id)
+            condition = Unchanged(version) if self._driver.capabilities.cas else None
         if operation.start is not None and operation.start != state.offset:
             raise UploadOutOfOrder(
                 f"the chunk begins at {operation.start}, the upload stands at {state.offset}",
-                upload_id=operation.upload_id,
+                upload_id=upload_id,
                 offset=state.offset,
             )
         if operation.length is not None and operation.body.length not in {None, operation.length}:
             raise SizeInvalid(f"Content-Range names {operation.length} bytes, Content-Length {operation.body.length}")
-        session = layout.upload(operation.repository, operation.upload_id)
-        exclusive = self._driver.capabilities.exclusive_uploads
+        session = layout.upload(name, upload_id)
         try:
             async with self._driver.resume_upload(state.token, state.offset) as upload:
                 if exclusive:
                     # Between the look and the lock another request may have come and gone.
-                    now, version_now = await self._load(operation.repository, operation.upload_id)
-                    if version_now != version:
-                        raise _busy(operation.upload_id, now.offset)
-                condition = Unchanged(version) if self._driver.capabilities.cas and not exclusive else None
-                held = _Held(self._driver, session, operation.upload_id, state, upload, condition)
+                    now = await self._state(name, upload_id)
+                    if now != state:
+                        raise _busy(upload_id, now.offset)
+                held = _Held(self._driver, session, upload_id, state, upload, condition)
                 yield held
                 if held.saved is not None:
-                    self._keep_warm(operation.upload_id, *held.saved)
+                    self._keep_warm(upload_id, *held.saved)
         except UploadBusy:
-            raise _busy(operation.upload_id, state.offset) from None
+            raise _busy(upload_id, state.offset) from None
 
     def _known(self, operation: AppendUpload | CommitUpload) -> tuple[_State, str] | None:
         """Return the state of a session and its version without asking the store, or None where that could be wrong.
@@ -372,7 +382,7 @@ class Uploads:
         Raises:
             UploadUnknown: the bytes are nowhere.
         """
-        state, _ = await self._load(operation.repository, operation.upload_id)
+        state = await self._state(operation.repository, operation.upload_id)
         session = layout.upload(operation.repository, operation.upload_id)
         if operation.body.length in {None, 0}:
             hasher = _resumed(state)
@@ -412,7 +422,7 @@ class _Held:
         self._upload = upload
         self._condition = condition
         # A session whose hash cannot be carried is read again at its commit.
-        self._hasher = _resumed(state) if state.offset or state.hash else open_hasher(state.algorithm)
+        self._hasher = _resumed(state)
 
     @property
     def offset(self) -> int:
@@ -456,7 +466,7 @@ class _Held:
                 await self._upload.abort()
                 raise
             if self._is_one_step:
-                before = None if self.offset == self._state.offset else self._told
+                before = self._told if self._must_tell else None
                 await self._upload.commit_between(
                     self._driver, layout.blob(digest), before=before, after=[link], drop=self._session
                 )
@@ -492,18 +502,25 @@ class _Held:
             ) from None
 
     def _told(self, token: bytes) -> list[tuple[str, bytes]]:
-        """Return the `state` that knows of all bytes, to be put before they leave the session: see below."""
+        """Return the `state` that knows of all bytes so far."""
         return [(self._session + "state", encode_json(self._state_now(token)))]
 
     async def _save_before_commit(self) -> None:
-        """Let `state` know of all bytes before they leave the session: whoever finds them gone can tell why.
+        if self._must_tell:
+            await self._save()
+
+    @property
+    def _must_tell(self) -> bool:
+        """Whether `state` must know of all bytes before they leave the session: whoever finds them gone can tell why.
 
         Of a session behind a network that has acknowledged nothing, nothing can be lost: it begins again.
         """
-        if self.offset != self._state.offset and (self._state.offset or not self._driver.capabilities.remote):
-            await self._save()
+        return self.offset != self._state.offset and (self._state.offset > 0 or not self._driver.capabilities.remote)
 
     async def _save(self) -> None:
+        if self._condition is None and not self._driver.capabilities.remote:
+            await self._upload.suspend_with(self._driver, self._told)
+            return
         state = self._state_now(await self._upload.suspend())
         try:
             version = await _save_state(self._driver, self._session, state, self._condition)
@@ -524,7 +541,7 @@ class _Held:
         try:
             return _states.decode(await self._driver.read(self._session + "state", limit=_STATE_LIMIT)).offset
         except KeyUnknown:
-            raise UploadUnknown("there is no such upload", detail={"upload": self._upload_id}) from None
+            raise _unknown(self._upload_id) from None
         except (DriverError, msgspec.MsgspecError):
             return self._state.offset
 
@@ -539,6 +556,9 @@ class _Held:
 
 
 def _resumed(state: _State) -> Hasher | None:
+    """Return a hasher that goes on where `state` stands, None if that cannot be."""
+    if not state.offset:
+        return open_hasher(state.algorithm)
     return None if state.hash is None else resume_hasher(state.algorithm, state.hash)
 
 
@@ -583,6 +603,14 @@ def _compare(expected: Digest, found: Digest) -> None:
         raise DigestInvalid(
             "the content does not have that digest", detail={"expected": str(expected), "found": str(found)}
         )
+
+
+def _state_key(repository: RepositoryName, upload_id: str) -> str:
+    return layout.upload(repository, check_upload_id(upload_id)) + "state"
+
+
+def _unknown(upload_id: str) -> UploadUnknown:
+    return UploadUnknown("there is no such upload", detail={"upload": upload_id})
 
 
 def _busy(upload_id: str, offset: int) -> UploadOutOfOrder:

@@ -408,7 +408,8 @@ def test_of_two_patches_at_once_one_wins_and_the_other_hears_where_the_session_s
     lost = early if early.status == 416 else late
     assert lost.codes == ["BLOB_UPLOAD_INVALID"]
     assert lost.header("Location") == location
-    assert lost.header("Range") == ("0-0" if lost is early else "0-10")
+    # Who comes late hears where the session stood when it was refused: the other may have been at work still.
+    assert lost.header("Range") in ({"0-0"} if lost is early else {"0-0", "0-10"})
     assert ask(server, "PUT", f"{location}?digest={SHA}", body=b"").status == 201
 
 

@@ -59,6 +59,7 @@ BROKEN = {
     ],
     "BEYOND_IS_EMPTY": ["a_range_beyond_the_end_is_refused"],
     "COPIES_ARE_LINKS": ["a_copy_has_a_life_of_its_own"],
+    "SUSPENDS_ALONE": ["a_suspended_upload_is_told_of"],
     "COMMITS_ALONE": ["a_commit_stands_between_what_belongs_around_it"],
     "FINDS_ALL": ["several_are_put_in_order_and_found"],
     "PUTS_SEVERAL_AT_ONCE": ["several_are_put_in_order_and_found"],

@@ -25,7 +25,7 @@ from moorage import (
     UploadBusy,
     UploadGone,
 )
-from moorage_drivers import _files, filesystem
+from moorage_drivers import _files, _placement
 from moorage_drivers.filesystem import FilesystemDriver
 
 
@@ -64,6 +64,10 @@ async def kind(call):
 async def entered(manager):
     async with manager:
         pass
+
+async def begun(manager):
+    async with manager as upload:
+        await upload.suspend()
 
 root = sys.argv[1]
 
@@ -288,7 +292,7 @@ async def test_a_read_only_folder_is_read_and_refuses_to_be_written(root: Path, 
             await kind(driver.delete("a/b")),
             await kind(driver.delete("a/b", durable=False)),
             await kind(driver.delete_below("a/")),
-            await kind(entered(driver.open_upload("u/data"))),
+            await kind(begun(driver.open_upload("u/data"))),
             await kind(entered(driver.resume_upload({token!r}, 0))),
             await kind(entered(driver.hold("work"))),
             (await driver.read("a/b", limit=10)).decode(),
@@ -334,7 +338,7 @@ def test_without_descriptors_the_store_is_busy_and_recovers(root: Path) -> None:
             await kind(driver.delete("a/b")),
             await kind(driver.list("a/")),
             await kind(driver.delete_below("a/")),
-            await kind(entered(driver.open_upload("u/data"))),
+            await kind(begun(driver.open_upload("u/data"))),
             await kind(entered(driver.resume_upload(token, 0))),
             await kind(entered(driver.hold("work"))),
         ]
@@ -456,7 +460,7 @@ async def test_what_belongs_together_is_synced_named_and_found_in_its_order(
 async def test_small_objects_are_synced_together_and_named_in_their_order(
     driver: FilesystemDriver, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filesystem, "_PLACED_TOGETHER", 2)
+    monkeypatch.setattr(_placement, "_PLACED_TOGETHER", 2)
     await driver.write("a/x", b"")
     recorder.taken()
     await driver.write_all([("a/1", b"1"), ("a/2", b"2"), ("a/3", b"3")])
@@ -505,7 +509,7 @@ async def test_a_write_that_others_remove_before_it_is_synced_is_no_failure(
         sync(directory)
         shutil.rmtree(root / "a", ignore_errors=True)
 
-    monkeypatch.setattr(filesystem, "sync_directory", removed_by_others)
+    monkeypatch.setattr(_placement, "sync_directory", removed_by_others)
     await driver.write("a/b/c", b"x")
     with pytest.raises(KeyUnknown):
         await driver.stat("a/b/c")
@@ -704,6 +708,7 @@ async def test_names_that_no_key_may_have_are_not_listed(root: Path) -> None:
 async def test_an_upload_whose_file_was_taken_away_fails_at_once(root: Path) -> None:
     async with FilesystemDriver.open_root(str(root)) as driver, driver.open_upload("up/1/data") as upload:
         await upload.write(b"x")
+        await upload.suspend()
         (root / "up/1/data").unlink()
         with pytest.raises(StoreUnavailable, match="taken away"):
             await upload.commit("a/b")

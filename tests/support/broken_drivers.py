@@ -605,6 +605,20 @@ class _Alone(UploadLayer):
         await self.commit(destination)
 
 
+class _SuspendsAlone(FilesystemDriver):
+    """Leaves out what belongs beside an upload."""
+
+    @asynccontextmanager
+    async def open_upload(self, key: str, destination: str | None = None) -> AsyncGenerator[Upload]:
+        async with super().open_upload(key, destination) as upload:
+            yield _Silent(upload)
+
+
+class _Silent(UploadLayer):
+    async def suspend_with(self, driver: Driver, beside: Callable[[bytes], Sequence[tuple[str, bytes]]]) -> None:
+        beside(await self.suspend())
+
+
 class _ForgetsWhatWaits(FilesystemDriver):
     """Writes from a thread where the file stands, whatever of the upload is not in it yet."""
 
@@ -651,6 +665,7 @@ COPIES_ARE_LINKS = in_memory(_CopiesAreLinks)
 DELETES_BESIDE_THE_PREFIX = in_memory(_DeletesBesideThePrefix)
 DELETES_NEIGHBOURS = in_memory(_DeletesNeighbours)
 COMMITS_ALONE = on_files(_CommitsAlone)
+SUSPENDS_ALONE = on_files(_SuspendsAlone)
 FINDS_ALL = in_memory(_FindsAll)
 FORGETS_WHAT_WAITS = on_files(_ForgetsWhatWaits)
 FOLDS_CASE = in_memory(_FoldsCase)

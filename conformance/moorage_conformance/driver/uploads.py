@@ -37,6 +37,32 @@ async def an_upload_is_seen_when_it_is_committed(store: Store) -> None:
 
 
 @case()
+async def a_suspended_upload_is_told_of(store: Store) -> None:
+    """`suspend_with` suspends, of an upload with and without bytes, and puts what was made of the token."""
+    driver = store.driver
+    for data in (b"", b"some", b"s" * (_beyond_a_token(store) + 1)):
+        told: list[bytes] = []
+
+        def beside(token: bytes, told: list[bytes] = told) -> list[tuple[str, bytes]]:
+            told.append(token)
+            return [("uploads/1/startedat", b"now"), ("uploads/1/state", token)]
+
+        async with driver.open_upload("uploads/1/data") as upload:
+            await upload.write(data)
+            await upload.suspend_with(driver, beside)
+        equal(len(told), 1, "how often it was asked what belongs beside it")
+        equal(await content(driver, "uploads/1/state"), told[0], "what was put beside it")
+        equal(await content(driver, "uploads/1/startedat"), b"now", "what was put beside it")
+        async with store.open() as another, another.resume_upload(told[0], len(data)) as again:
+            await again.write(b"!")
+            await again.suspend_with(another, lambda token: [("uploads/1/state", b"more" + token)])
+            await again.commit("blobs/a")
+        true((await content(driver, "uploads/1/state")).startswith(b"more"), "what was put before is still there")
+        equal(await content(driver, "blobs/a"), data + b"!", "what was committed")
+        await driver.delete_below("uploads/1/")
+
+
+@case()
 async def a_commit_stands_between_what_belongs_around_it(store: Store) -> None:
     """`commit_between` puts what goes before, commits, puts what goes after, and removes; and not without the bytes."""
     driver = store.driver
