@@ -8,6 +8,8 @@ import errno
 import fcntl
 import os
 import select
+import socket
+import struct
 import sys
 import termios
 from collections.abc import Awaitable, Callable
@@ -34,6 +36,7 @@ _WAITING: Final = 64
 """While so many bodies wait for one of these, others are received by the event loop: slower, and at once."""
 _QUICK_SECONDS: Final = 0.002
 _QUICK_MILLISECONDS: Final = 2
+_QUICK_WAIT: Final = struct.pack("@ll", 0, _QUICK_MILLISECONDS * 1000)
 _QUICK_WAITS: Final = 16
 _QUICK_BYTES: Final = 512
 """What a wait must bring on average, once there were a few, or a byte now and then would keep a thread."""
@@ -356,23 +359,24 @@ def _is_in_page_cache(descriptor: int, offset: int, count: int) -> bool:
     return True
 
 
-def _send_quickly(socket: int, descriptor: int, offset: int, count: int) -> int:
-    """Send bytes of a file until the socket has no room for a moment; return how many. Runs in a thread."""
-    end, at = offset + count, offset
-    poll = select.poll()
-    poll.register(socket, select.POLLOUT)
-    while at < end:
+def _send_quickly(descriptor: int, file: int, offset: int, count: int) -> int:
+    """Send bytes of a file until the socket has no room for a moment; return how many. Runs in a thread.
+
+    The system is let wait for room, in one call for all of it: with a call for each room that there is, threads that do
+    this at once spend more time on getting the interpreter back from each other than on sending.
+    """
+    # A descriptor of its own: should the connection be closed meanwhile, the other may be another connection's.
+    with socket.socket(fileno=os.dup(descriptor)) as borrowed:
+        # Whoever reads meanwhile would wait too, since this is of the socket and not of the descriptor; so for as long.
+        for timeout in (socket.SO_SNDTIMEO, socket.SO_RCVTIMEO):
+            borrowed.setsockopt(socket.SOL_SOCKET, timeout, _QUICK_WAIT)
+        borrowed.setblocking(True)
         try:
-            sent = os.sendfile(socket, descriptor, at, end - at)
+            return os.sendfile(borrowed.fileno(), file, offset, count)
         except BlockingIOError:
-            sent = 0
-        else:
-            if not sent:
-                break
-        at += sent
-        if at < end and not poll.poll(_QUICK_MILLISECONDS):
-            break
-    return at - offset
+            return 0
+        finally:
+            borrowed.setblocking(False)
 
 
 async def receive_in_thread(

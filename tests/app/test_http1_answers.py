@@ -2,6 +2,7 @@
 
 import os
 import random
+import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -341,6 +342,27 @@ async def test_a_large_file_is_sent_whole_to_a_client_that_takes_it_quickly_or_n
                     await trio.sleep(0.005)
     assert received.partition(b"\r\n\r\n")[2] == data[11:]
     assert bool(stretches) is quick
+
+
+def test_a_thread_leaves_a_client_that_takes_nothing_and_its_socket_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "large"
+    path.write_bytes(random.Random(7).randbytes(1 << 20) * 16)
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    far.settimeout(10)
+    with near, far, path.open("rb") as opened:
+        sent = transports._send_quickly(near.fileno(), opened.fileno(), 0, 16 << 20)
+        assert 0 < sent < 16 << 20
+        assert transports._send_quickly(near.fileno(), opened.fileno(), sent, 1 << 20) == 0
+        assert not os.get_blocking(near.fileno())
+        received = bytearray()
+        while len(received) < sent:
+            received += far.recv(1 << 20)
+        assert transports._send_quickly(near.fileno(), opened.fileno(), sent, 7) == 7
+        far.close()
+        with pytest.raises(OSError):  # noqa: PT011 - whichever of those that say that nobody is there
+            transports._send_quickly(near.fileno(), opened.fileno(), sent, 7)
+        assert not os.get_blocking(near.fileno())
 
 
 RANGES = [(0, 0), (0, 1), (5, 1000), (255, 65536), (1, 65537), (3, 5_000_000), (5_119_999, 1)]
