@@ -48,8 +48,11 @@ debian-tools:
 $(TOOLS)/node_modules/.bin/azurite-blob: | debian-tools
 	npm install --prefix $(TOOLS) --no-audit --no-fund --loglevel=error azurite@3
 
+# The pip that Python brings may be years old: to find versions that go together took one 70 s of processor, and its
+# successors 18.
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 
 $(VENV)/.moorage: pyproject.toml | $(VENV)/bin/python
 	@echo 'installing Moorage into $(VENV)'
