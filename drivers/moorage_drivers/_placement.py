@@ -104,7 +104,7 @@ class Placement:
     # ---- files without a name
 
     def temporary_name(self) -> str:
-        """Return where a file may lie that has no key, and that nothing lies there."""
+        """Return a path for a file that has no key yet; nothing lies there."""
         return f"{self._temporary}/{self._mark}-{next(self._numbers):x}"
 
     def open_temporary(self, key: str, path: str, condition: Condition | None = None) -> Ready:
@@ -133,6 +133,7 @@ class Placement:
         """Close `files`, and remove those that have not got their names."""
         for file in files:
             os.close(file.descriptor)
+        for file in files:
             if not file.placed:
                 with suppress(FileNotFoundError):
                     os.unlink(file.temporary)
