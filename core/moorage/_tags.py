@@ -31,6 +31,8 @@ _log = logging.getLogger("moorage.registry")
 
 _REMEMBERED = 16_384
 _CAS_TRIES = 16
+_LONGEST_PAUSE = 128
+"""Milliseconds between two of these at the most."""
 _HOLDS = 256
 _HOLD_SECONDS = 10.0
 _HOLD_PAUSE_SECONDS = (0.001, 0.01)
@@ -119,7 +121,8 @@ class Tags:
         repository = push.repository
         content = layout.link_content(digest)
         key = layout.tag_current_link(repository, tag)
-        for _ in range(_CAS_TRIES):
+        for number in range(_CAS_TRIES):
+            await _let_others_end(number)
             condition, current = await self._state(repository, tag)
             if matched:
                 _check_match(push, current)
@@ -146,7 +149,8 @@ class Tags:
             PreconditionFailed: it is fixed, or means what `delete` does not name.
         """
         repository, tag, if_match = delete.repository, delete.tag, delete.if_match
-        for _ in range(_CAS_TRIES):
+        for number in range(_CAS_TRIES):
+            await _let_others_end(number)
             condition, current = await self._state(repository, tag)
             if current is None:
                 return False
@@ -255,6 +259,12 @@ def _tag(name: str) -> Tag | None:
 
 def _is_tag(name: str) -> bool:
     return _tag(name) is not None
+
+
+async def _let_others_end(number: int) -> None:
+    """Wait before try `number`, counted from 0, of what others came between: the longer, the oftener they did."""
+    if number:
+        await trio.sleep(random.uniform(0, min(2**number, _LONGEST_PAUSE)) / 1000)  # noqa: S311 - as above
 
 
 def _contended(tag: Tag) -> Unavailable:

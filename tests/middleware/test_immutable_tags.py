@@ -26,7 +26,6 @@ from moorage import (
     Tag,
     TagCondition,
     TagFixed,
-    Unavailable,
 )
 
 RELEASES: Mapping[str, object] = {"tags": ["v*"], "except": ["v*-rc*"]}
@@ -220,21 +219,12 @@ class Client:
             began = trio.current_time()
             accepted, meaning = True, None
             try:
-                meaning = await self._do_in_the_end(step)
+                meaning = await self._do(step)
             except RegistryError as error:
                 if error.status not in {403, 404, 409}:
                     raise
                 accepted = False
             self._history.append(Done(began, trio.current_time(), step, accepted, meaning))
-
-    async def _do_in_the_end(self, step: Step) -> str | None:
-        """Do `step`, as often as the registry says that too many are at the same tag just now, and to come again."""
-        for _ in range(100):
-            try:
-                return await self._do(step)
-            except Unavailable:
-                await trio.sleep(0.05)
-        return await self._do(step)
 
     async def _do(self, step: Step) -> str | None:
         data = image(self._config, annotations={"n": manifest_number(step.round, step.manifest)})
