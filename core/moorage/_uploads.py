@@ -142,16 +142,17 @@ class Uploads:
         upload_id = _new_upload_id()
         session = layout.upload(repository, upload_id)
         announced = str(digest) if digest else None
-        fresh = _State(offset=0, algorithm=algorithm, hash=None, token=b"", announced=announced)
+
+        def fresh(token: bytes) -> _State:
+            return _State(offset=0, algorithm=algorithm, hash=None, token=token, announced=announced)
 
         def begun(token: bytes) -> list[tuple[str, bytes]]:
-            state = msgspec.structs.replace(fresh, token=token)
             began = (session + "startedat", layout.started_at_content(time.time()))
-            return [began, (session + "state", encode_json(state))]
+            return [began, (session + "state", encode_json(fresh(token)))]
 
         async with self._driver.open_upload(session + "data", self._destination(digest)) as upload:
             if self._driver.capabilities.remote:
-                state = msgspec.structs.replace(fresh, token=await upload.suspend())
+                state = fresh(await upload.suspend())
                 self._keep_warm(upload_id, state, await _save_state(self._driver, session, state, None))
             else:
                 await upload.suspend_with(self._driver, begun)

@@ -9,29 +9,32 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from moorage import Condition, Driver, StoreUnavailable, Upload, UploadBusy, UploadGone
+from moorage import Condition, Driver, Upload, UploadBusy, UploadGone
 
 from ._file_errors import NAME, fail, told
 from ._files import begin_to_sync, write_all
-from ._placement import Placement, Ready, checked
+from ._placement import Ready, checked
 
 if TYPE_CHECKING:
     from .filesystem import FilesystemDriver
 
 _SMALL = 64 << 10
-_TRIES = 100
 
 
 class FileUpload(Upload):
     """An upload in a file; the file's name is the token. It must be closed in the end."""
 
-    def __init__(self, driver: "FilesystemDriver", placement: Placement, key: str, path: str) -> None:
-        """Begin an upload in the file of `key`, which lies at `path`; it is made when it has something to keep."""
+    def __init__(self, driver: "FilesystemDriver", key: str) -> None:
+        """Begin an upload in the file of `key`, which is made when it has something to keep.
+
+        Raises:
+            KeyInvalid: it can be no key.
+        """
         self.offset = 0
         self._driver = driver
-        self._placement = placement
+        self._placement = driver.placement
         self._key = key
-        self._path = path
+        self._path = driver.path_of(key)
         self._descriptor: int | None = None
         self._cut = False
         # What is small waits for what comes next, which may be the commit: then one step in a thread does both.
@@ -99,14 +102,7 @@ class FileUpload(Upload):
     def _opened(self) -> int:
         """Return the file's descriptor; of a new upload the file is made. Runs in a thread."""
         if self._descriptor is None:
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            for _ in range(_TRIES):
-                self._placement.make_directory(os.path.dirname(self._path))
-                with suppress(FileNotFoundError):
-                    self._descriptor = os.open(self._path, flags, 0o666)
-                    break
-            else:
-                raise StoreUnavailable("its directory keeps vanishing", driver=NAME, operation="upload", key=self._key)
+            self._descriptor = self._placement.create(self._key)
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._cut = True
         return self._descriptor
@@ -172,7 +168,7 @@ class FileUpload(Upload):
         await self._driver.in_thread("upload", destination, step)
 
     def _ready(self, key: str, condition: Condition | None = None) -> Ready:
-        return Ready(self._opened(), self._path, key, f"{self._placement.root}/{key}", condition)
+        return self._placement.ready(self._opened(), self._path, key, condition)
 
     async def abort(self) -> None:
         def remove() -> None:

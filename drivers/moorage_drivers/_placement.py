@@ -12,10 +12,11 @@ import secrets
 import stat as stat_modes
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import TypeVar
 
 from moorage import (
     Absent,
@@ -32,6 +33,8 @@ from moorage import (
 from ._file_errors import NAME, told
 from ._files import begin_to_sync, remove_if_empty, remove_tree, sync_directory, write_all
 
+T = TypeVar("T")
+
 _log = logging.getLogger("moorage.filesystem")
 
 OWN = "moorage"
@@ -43,6 +46,7 @@ _TRIES = 100
 _KNOWN_DIRECTORIES = 20_000
 _KNOWN_KEYS = 8192
 _PLACED_TOGETHER = 32
+_FRESH = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
 @dataclass(slots=True)
@@ -88,7 +92,7 @@ class Placement:
                 for entry in left:
                     if now - entry.stat(follow_symlinks=False).st_mtime > _STALE_SECONDS:
                         os.unlink(entry.path)
-            probe = self.open_temporary("probe", "probe")
+            probe = self.open_temporary("probe")
             try:
                 write_all(probe.descriptor, b"probe")
             finally:
@@ -101,26 +105,33 @@ class Placement:
         os.makedirs(self._temporary, exist_ok=True)
         os.makedirs(self.locks, exist_ok=True)
 
+    def _in_own(self, step: Callable[[], T]) -> T:
+        """Return what `step` does in the driver's own folders, which are made again if somebody has removed them."""
+        try:
+            return step()
+        except FileNotFoundError:
+            self.make_own()
+            return step()
+
     # ---- files without a name
 
-    def temporary_name(self) -> str:
+    def _temporary_name(self) -> str:
         """Return a path for a file that has no key yet; nothing lies there."""
         return f"{self._temporary}/{self._mark}-{next(self._numbers):x}"
 
-    def open_temporary(self, key: str, path: str, condition: Condition | None = None) -> Ready:
+    def ready(self, descriptor: int, temporary: str, key: str, condition: Condition | None = None) -> Ready:
+        """Return the file that is open as `descriptor` and lies at `temporary`, to be placed at `key`."""
+        return Ready(descriptor, temporary, key, f"{self.root}/{key}", condition)
+
+    def open_temporary(self, key: str, condition: Condition | None = None) -> Ready:
         """Open a fresh file for `key`; it must be discarded in the end."""
-        temporary = self.temporary_name()
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        try:
-            descriptor = os.open(temporary, flags, 0o666)
-        except FileNotFoundError:
-            self.make_own()
-            descriptor = os.open(temporary, flags, 0o666)
-        return Ready(descriptor, temporary, key, path, condition)
+        temporary = self._temporary_name()
+        descriptor = self._in_own(partial(os.open, temporary, _FRESH, 0o666))
+        return self.ready(descriptor, temporary, key, condition)
 
     def write_temporary(self, key: str, data: bytes, condition: Condition | None = None) -> Ready:
         """Write `data` to a fresh file for `key`; it must be discarded in the end."""
-        file = told("write", key, partial(self.open_temporary, key, f"{self.root}/{checked(key)}", condition))
+        file = told("write", key, partial(self.open_temporary, checked(key), condition))
         try:
             told("write", key, partial(write_all, file.descriptor, data))
         except BaseException:
@@ -188,7 +199,7 @@ class Placement:
         directory = os.path.dirname(file.path)
         if directory not in self._on_disk:
             # Most of what is put has a directory of its own, which is not there yet.
-            self.make_directory(directory)
+            self._make_directory(directory)
         for _ in range(_TRIES):
             try:
                 self._rename(file)
@@ -198,13 +209,13 @@ class Placement:
                         "the file was taken away", driver=NAME, operation="write", key=file.key
                     ) from None
                 # No directory after all, or somebody has just removed it as empty.
-                self.make_directory(directory)
+                self._make_directory(directory)
             except IsADirectoryError:
                 if not remove_if_empty(file.path):
                     raise
             else:
                 return
-        raise StoreUnavailable("its directory keeps vanishing", driver=NAME, operation="write", key=file.key)
+        raise _vanishing("write", file.key)
 
     def _rename(self, file: Ready) -> None:
         lock = self._lock(file.key)
@@ -216,7 +227,7 @@ class Placement:
         finally:
             os.close(lock)
 
-    def make_directory(self, directory: str) -> None:
+    def _make_directory(self, directory: str) -> None:
         """Make `directory` and what is missing above it, unless somebody removes that meanwhile: look again."""
         # It may get the inode of one that was there before and was known to be on disk; this one is not.
         self._on_disk.pop(directory, None)
@@ -225,9 +236,22 @@ class Placement:
         except FileExistsError:
             return
         except FileNotFoundError:
-            self.make_directory(os.path.dirname(directory))
+            self._make_directory(os.path.dirname(directory))
             with suppress(FileExistsError, FileNotFoundError):
                 os.mkdir(directory)
+
+    def create(self, key: str) -> int:
+        """Return a descriptor of a fresh, empty file at `key`, which nobody else makes at the same time.
+
+        Raises:
+            StoreUnavailable: others remove its directory as often as it is made.
+        """
+        path = f"{self.root}/{key}"
+        for _ in range(_TRIES):
+            self._make_directory(os.path.dirname(path))
+            with suppress(FileNotFoundError):
+                return os.open(path, _FRESH, 0o666)
+        raise _vanishing("upload", key)
 
     def _lock(self, key: str) -> int:
         """Return a descriptor that has, until it is closed, the lock that all writers of `key` take, in all processes.
@@ -235,12 +259,7 @@ class Placement:
         To be held for microseconds.
         """
         name = f"{self.locks}/{zlib.crc32(key.encode()) % _LOCKS:02x}"
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        try:
-            descriptor = os.open(name, flags, 0o666)
-        except FileNotFoundError:
-            self.make_own()
-            descriptor = os.open(name, flags, 0o666)
+        descriptor = self._in_own(partial(os.open, name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666))
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         except BaseException:
@@ -268,17 +287,12 @@ class Placement:
 
     def link(self, source: str, destination: str, condition: Condition | None) -> None:
         """Give the file of the key `source` the name of `destination` too."""
-        temporary = self.temporary_name()
-        try:
-            os.link(f"{self.root}/{source}", temporary)
-        except FileNotFoundError:
-            self.make_own()
-            os.link(f"{self.root}/{source}", temporary)
+        temporary = self._temporary_name()
+        self._in_own(partial(os.link, f"{self.root}/{source}", temporary))
         try:
             descriptor = os.open(temporary, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                file = Ready(descriptor, temporary, destination, f"{self.root}/{destination}", condition)
-                self.place([file], durable=True)
+                self.place([self.ready(descriptor, temporary, destination, condition)], durable=True)
             finally:
                 os.close(descriptor)
         finally:
@@ -319,6 +333,10 @@ class Placement:
             self._on_disk.pop(directory, None)
             directory = os.path.dirname(directory)
         return directory
+
+
+def _vanishing(operation: DriverVerb, key: str) -> StoreUnavailable:
+    return StoreUnavailable("its directory keeps vanishing", driver=NAME, operation=operation, key=key)
 
 
 def _check(condition: Condition, key: str, path: str, operation: DriverVerb) -> None:

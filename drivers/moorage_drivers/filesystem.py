@@ -333,27 +333,22 @@ class FilesystemDriver(Driver):
         durable: bool = True,
     ) -> None:
         """Put an object at `key`."""
-        path = self.path_of(key)
+        key = checked(key)
         if isinstance(chunks, bytes):
             await self.in_thread("write", key, partial(self.placement.put, key, chunks, condition, durable=durable))
             return
-        await self._write_stream(key, path, chunks, condition, durable=durable)
-
-    async def write_all(self, objects: Sequence[tuple[str, bytes]], *, durable: bool = True) -> None:
-        """Put small objects one after the other, by one step in a thread."""
-        step = partial(self.placement.put_all, objects, durable=durable)
-        await self.in_thread("write", objects[0][0] if objects else "", step)
-
-    async def _write_stream(
-        self, key: str, path: str, chunks: AsyncIterable[bytes], condition: Condition | None, *, durable: bool
-    ) -> None:
-        file = await self.in_thread("write", key, partial(self.placement.open_temporary, key, path, condition))
+        file = await self.in_thread("write", key, partial(self.placement.open_temporary, key, condition))
         try:
             async for chunk in chunks:
                 await self.in_thread("write", key, partial(write_all, file.descriptor, chunk))
             await self.in_thread("write", key, partial(self.placement.place, [file], durable=durable))
         finally:
             self.placement.discard([file])
+
+    async def write_all(self, objects: Sequence[tuple[str, bytes]], *, durable: bool = True) -> None:
+        """Put small objects one after the other, by one step in a thread."""
+        step = partial(self.placement.put_all, objects, durable=durable)
+        await self.in_thread("write", objects[0][0] if objects else "", step)
 
     async def delete(self, *keys: str, condition: Unchanged | None = None, durable: bool = True) -> None:
         """Remove each of `keys`, and directories that are empty then."""
@@ -378,7 +373,7 @@ class FilesystemDriver(Driver):
     async def open_upload(self, key: str, destination: str | None = None) -> AsyncGenerator[Upload]:
         """Begin an upload in the file `key`."""
         del destination
-        upload = FileUpload(self, self.placement, key, self.path_of(key))
+        upload = FileUpload(self, key)
         await trio.lowlevel.checkpoint()
         try:
             yield upload
@@ -390,11 +385,10 @@ class FilesystemDriver(Driver):
         """Go on with an upload; its file is locked while it is open."""
         key = token.decode("ascii", errors="replace")
         try:
-            path = self.path_of(key)
+            upload = FileUpload(self, key)
         except KeyInvalid:
             raise UploadGone("not a token of this driver", driver=NAME, operation="upload") from None
         await trio.lowlevel.checkpoint()
-        upload = FileUpload(self, self.placement, key, path)
         try:
             upload.reopen(offset)
             yield upload

@@ -583,15 +583,6 @@ class _PutsSeveralAtOnce(MemoryDriver):
             await self.write(key, data, durable=durable)
 
 
-class _CommitsAlone(FilesystemDriver):
-    """Leaves out what belongs around a commit."""
-
-    @asynccontextmanager
-    async def open_upload(self, key: str, destination: str | None = None) -> AsyncGenerator[Upload]:
-        async with super().open_upload(key, destination) as upload:
-            yield _Alone(upload)
-
-
 class _Alone(UploadLayer):
     async def commit_between(
         self,
@@ -605,18 +596,32 @@ class _Alone(UploadLayer):
         await self.commit(destination)
 
 
-class _SuspendsAlone(FilesystemDriver):
-    """Leaves out what belongs beside an upload."""
+class _Silent(UploadLayer):
+    async def suspend_with(self, driver: Driver, beside: Callable[[bytes], Sequence[tuple[str, bytes]]]) -> None:
+        beside(await self.suspend())
+
+
+class _UploadsOtherwise(FilesystemDriver):
+    """Has uploads of another kind."""
+
+    kind: ClassVar[type[UploadLayer]]
 
     @asynccontextmanager
     async def open_upload(self, key: str, destination: str | None = None) -> AsyncGenerator[Upload]:
         async with super().open_upload(key, destination) as upload:
-            yield _Silent(upload)
+            yield self.kind(upload)
 
 
-class _Silent(UploadLayer):
-    async def suspend_with(self, driver: Driver, beside: Callable[[bytes], Sequence[tuple[str, bytes]]]) -> None:
-        beside(await self.suspend())
+class _CommitsAlone(_UploadsOtherwise):
+    """Leaves out what belongs around a commit."""
+
+    kind = _Alone
+
+
+class _SuspendsAlone(_UploadsOtherwise):
+    """Leaves out what belongs beside an upload."""
+
+    kind = _Silent
 
 
 class _ForgetsWhatWaits(FilesystemDriver):
